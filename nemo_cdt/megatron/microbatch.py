@@ -1,0 +1,86 @@
+"""A micro-batch as both passes see it: this rank's positions, on the device."""
+
+from collections.abc import Iterator
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.packed_seq_params import PackedSeqParams
+from torch import Tensor
+
+from nemo_cdt.config import ThresholdScope
+from nemo_cdt.denoise import Segments
+from nemo_cdt.megatron.context import row_positions
+
+WHOLE = ("document_lengths", "cu_seqlens")
+"""Entries about whole rows; every other one is [b, S] and is cut along S."""
+
+
+class MicroBatch(dict[str, Tensor]):
+    """b rows, of which this rank holds s of S positions.
+
+    tokens, labels, position_ids: int64 [b, s].  loss_mask: float32 [b, s], 1 where a label is trained on.
+    label_share: float32 [b, s], one over the number of labels of the token's document; 0 where there is no label.
+    documents: int64 [b, s], the document a token belongs to, counted within its row; -1 for padding.
+    positions: int64 [b, s], the position in the row.
+    document_lengths: int64 [b, D], tokens of each whole document, padding excluded; 0 past the row's last one.
+    cu_seqlens: int32 [D + 1], boundaries of packed documents, only where rows are packed (then b = 1).
+    """
+
+    row_length: int
+
+    def for_detection(self) -> "MicroBatch":
+        """The same batch, whose masked loss is the sum over documents of each one's own mean: design.md section 1."""
+        batch = MicroBatch(self | {"loss_mask": self["label_share"]})
+        batch.row_length = self.row_length
+        return batch
+
+    def segments(self, scope: ThresholdScope) -> Segments:
+        """Over what one threshold is the mean, in the embedding's layout (sequence first)."""
+        documents_SB = self["documents"].t()
+        rows, per_row = self["document_lengths"].shape
+        row_B = torch.arange(rows, device=documents_SB.device)
+        real_SB = documents_SB >= 0
+        if scope is ThresholdScope.row:  # as the authors' trainer: padding counts, with its gradient of zero
+            count_N = torch.full((rows,), float(self.row_length), dtype=torch.float64, device=documents_SB.device)
+            return Segments(index_SB=row_B.expand_as(documents_SB), real_SB=real_SB, count_N=count_N)
+        count_N = self["document_lengths"].flatten().double()
+        index_SB = torch.where(real_SB, row_B * per_row + documents_SB, rows * per_row)
+        return Segments(index_SB=index_SB, real_SB=real_SB, count_N=count_N)
+
+    def packed(self) -> PackedSeqParams | None:
+        """Megatron's description of packed documents, or None."""
+        if "cu_seqlens" not in self:
+            return None
+        boundaries = self["cu_seqlens"]
+        longest = int((boundaries[1:] - boundaries[:-1]).max())
+        return PackedSeqParams(
+            qkv_format="thd",
+            cu_seqlens_q=boundaries,
+            cu_seqlens_kv=boundaries,
+            max_seqlen_q=longest,
+            max_seqlen_kv=longest,
+        )
+
+
+def take(iterator: Iterator) -> MicroBatch:
+    """The next batch of a data loader as this rank's :class:`MicroBatch`; one that is already so passes through.
+
+    Keeps every entry on every pipeline stage: NeMo's own data step drops what it does not know, and middle stages need
+    the documents' boundaries.
+    """
+    batch = next(iterator)
+    if isinstance(batch, tuple):  # Lightning's (batch, index, data loader index)
+        batch = batch[0]
+    if isinstance(batch, MicroBatch):
+        return batch
+    row_length = batch["tokens"].size(1)
+    edges = batch["cu_seqlens"].flatten().tolist() if "cu_seqlens" in batch else [0, row_length]
+    size = parallel_state.get_context_parallel_world_size()
+    mine = row_positions(edges, size, parallel_state.get_context_parallel_rank())
+    local = {k: v if size == 1 or k in WHOLE else v[:, mine] for k, v in batch.items()}
+    device = torch.cuda.current_device()
+    micro_batch = MicroBatch({k: v.to(device, non_blocking=True) for k, v in local.items()})
+    if "cu_seqlens" in micro_batch:
+        micro_batch["cu_seqlens"] = micro_batch["cu_seqlens"].flatten()
+    micro_batch.row_length = row_length
+    return micro_batch

@@ -1,0 +1,179 @@
+"""The two passes of context denoising training inside Megatron's forward-backward schedule.
+
+:class:`TwoPassSchedule` wraps any of Megatron's schedules and has its signature. Detection runs the same forward step
+on the same micro-batch, with every parameter frozen and each label weighted by one over its document's label count:
+then the gradient that reaches the embedding is dL/dE of the document's own mean loss, whatever the micro-batch count,
+the layout or Megatron's own normalisation.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.utils import get_model_config
+from torch import Tensor, nn
+
+from nemo_cdt.megatron.detection import Detector
+from nemo_cdt.megatron.embedding import find_embedding, shifted, watched
+from nemo_cdt.megatron.microbatch import MicroBatch
+
+ForwardStep = Callable[[Iterator, nn.Module], tuple[Tensor, Callable]]
+
+
+class TwoPassSchedule:
+    """Detect, denoise, train. Forward-only calls pass through.
+
+    Without pipeline parallelism each micro-batch is detected just before it trains, so that one delta is alive at a
+    time. With it, the whole batch is detected by one schedule and trained by a second, and the first stage keeps the
+    deltas of all its micro-batches: S/(CP*TP) * b * H elements of the embedding's dtype for each of them.
+
+    schedule: the Megatron schedule to wrap.  detector: turns embedding gradients into deltas.
+    prepare: takes the next batch off a data iterator and puts this rank's part of it on the device.
+    pipelined: whether the model is split into pipeline stages.
+    """
+
+    def __init__(
+        self,
+        schedule: Callable[..., list],
+        detector: Detector,
+        prepare: Callable[[Iterator], MicroBatch],
+        *,
+        pipelined: bool,
+    ) -> None:
+        self.schedule = schedule
+        self.detector = detector
+        self.prepare = prepare
+        self.pipelined = pipelined
+
+    def __call__(
+        self,
+        *,
+        forward_step_func: ForwardStep,
+        data_iterator: Iterator | list[Iterator],
+        model: nn.Module | list[nn.Module],
+        num_microbatches: int,
+        forward_only: bool = False,
+        **rest: Any,
+    ) -> list:
+        call = {"model": model, "forward_only": forward_only, **rest}
+        if forward_only:
+            return self.schedule(
+                forward_step_func=forward_step_func,
+                data_iterator=data_iterator,
+                num_microbatches=num_microbatches,
+                **call,
+            )
+        run = self._batch_by_batch if self.pipelined else self._micro_batch_by_micro_batch
+        return run(forward_step_func, data_iterator, num_microbatches, call)
+
+    def _micro_batch_by_micro_batch(
+        self, forward_step_func: ForwardStep, data_iterator: Iterator | list[Iterator], num_microbatches: int, call: dict
+    ) -> list:
+        embedding = find_embedding(_chunks(call["model"]))
+
+        def detect_then_forward(iterator: Iterator, model: nn.Module) -> tuple[Tensor, Callable]:
+            batch = self.prepare(iterator)
+            deltas = self._detect([batch], iter, forward_step_func, call)
+            with shifted(embedding, deltas):
+                return forward_step_func(iter([batch]), model)
+
+        return self.schedule(
+            forward_step_func=detect_then_forward,
+            data_iterator=data_iterator,
+            num_microbatches=num_microbatches,
+            **call,
+        )
+
+    def _batch_by_batch(
+        self, forward_step_func: ForwardStep, data_iterator: Iterator | list[Iterator], num_microbatches: int, call: dict
+    ) -> list:
+        # Under interleaving each model chunk has an iterator of its own over the same micro-batches.
+        iterators = data_iterator if isinstance(data_iterator, list) else [data_iterator]
+        columns = [[self.prepare(it) for _ in range(num_microbatches)] for it in iterators]
+        batches = columns[0]
+
+        def again(replacement: Iterable[MicroBatch]) -> Iterator | list[Iterator]:
+            fresh = [iter(list(replacement)) for _ in iterators]
+            return fresh if isinstance(data_iterator, list) else fresh[0]
+
+        deltas = self._detect(batches, again, forward_step_func, call)
+        with shifted(find_embedding(_chunks(call["model"])), deltas):
+            return self.schedule(
+                forward_step_func=forward_step_func,
+                data_iterator=again(batches),
+                num_microbatches=num_microbatches,
+                **call,
+            )
+
+    def _detect(
+        self, batches: list[MicroBatch], iterate: Callable, forward_step_func: ForwardStep, call: dict
+    ) -> list[Tensor]:
+        """One frozen forward and backward of ``batches``; the deltas, none on ranks without the embedding."""
+        chunks = _chunks(call["model"])
+        embedding = find_embedding(chunks)
+        with self.detector.timed(), frozen(chunks), unscheduled(chunks), watched(embedding) as leaves:
+            losses = self.schedule(
+                forward_step_func=forward_step_func,
+                data_iterator=iterate([batch.for_detection() for batch in batches]),
+                num_microbatches=len(batches),
+                **call,
+            )
+            self.detector.record_losses(losses, batches)
+            return [self.detector.delta(leaf, batch) for leaf, batch in zip(leaves, batches, strict=bool(leaves))]
+
+
+@contextmanager
+def frozen(chunks: list[nn.Module]) -> Iterator[None]:
+    """No parameter wants a gradient inside the block, so no weight gradient is computed, stored or reduced.
+
+    It must enclose the forward too: Megatron decides there whether a layer's backward computes a weight gradient.
+    """
+    parameters = [p for chunk in chunks for p in chunk.parameters() if p.requires_grad]
+    with ExitStack() as undo:
+        for chunk in chunks:
+            undo.enter_context(_without_gather_hooks(chunk))
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+
+
+@contextmanager
+def unscheduled(chunks: list[nn.Module]) -> Iterator[None]:
+    """Megatron's schedule does forward and backward only: no gradient is scaled, synchronised or finalised.
+
+    ``no_sync_func`` matters most. A schedule within a schedule would leave its ``no_sync`` while the outer one is still
+    in it, and the outer one's gradients would be reduced a micro-batch too early.
+    """
+    hooks = ("finalize_model_grads_func", "grad_sync_func", "param_sync_func", "no_sync_func", "grad_scale_func")
+    configs = {id(config): config for config in map(get_model_config, chunks)}.values()
+    saved = [(config, hook, getattr(config, hook)) for config in configs for hook in hooks]
+    for config, hook, _ in saved:
+        setattr(config, hook, None)
+    try:
+        yield
+    finally:
+        for config, hook, value in saved:
+            setattr(config, hook, value)
+
+
+@contextmanager
+def _without_gather_hooks(chunk: nn.Module) -> Iterator[None]:
+    """With ``overlap_param_gather`` Megatron's forward hooks refuse frozen parameters: gather now, and hook again after."""
+    hooked = [m for m in chunk.modules() if isinstance(m, DistributedDataParallel) and m.use_forward_hook]
+    for ddp in hooked:
+        ddp.disable_forward_pre_hook(param_sync=True)
+    try:
+        yield
+    finally:
+        for ddp in hooked:
+            ddp.enable_forward_pre_hook()
+
+
+def _chunks(model: nn.Module | list[nn.Module]) -> list[nn.Module]:
+    return model if isinstance(model, list) else [model]

@@ -1,0 +1,160 @@
+"""Puts a run together from NeMo's parts: model, optimizer, strategy, logger, resumption, trainer."""
+
+import gc
+from pathlib import Path
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallelConfig
+from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
+from megatron.core.optimizer import OptimizerConfig
+from megatron.core.rerun_state_machine import destroy_rerun_state_machine
+from nemo import lightning as nl
+from nemo.collections.common.tokenizers import AutoTokenizer
+from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptimizerModule, WarmupPolicyScheduler
+from nemo.utils import AppState, logging
+
+from nemo_cdt.config import Config, ObjectiveName, Optim, Precision, Schedule
+from nemo_cdt.data.split import load_documents
+from nemo_cdt.data.tokenizer import load_tokenizer
+from nemo_cdt.nemo.callback import ContextDenoising, StepMetrics
+from nemo_cdt.nemo.checkpoints import latest_checkpoint
+from nemo_cdt.nemo.data import DocumentDataModule
+from nemo_cdt.nemo.metrics import JsonLinesLogger
+from nemo_cdt.nemo.model import CDTLlamaModel, llama_config
+from nemo_cdt.nemo.strategy import SynchronizedPrecision, SynchronizedStrategy
+
+
+def fit(config: Config, on_gpu: bool) -> None:
+    """Trains to ``trainer.max_steps`` and leaves the process as it was found, so that another run can follow."""
+    try:
+        trainer, model, data = build(config, on_gpu)
+        trainer.fit(model, data)
+    finally:
+        tear_down()
+
+
+def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTLlamaModel, DocumentDataModule]:
+    """Everything ``trainer.fit`` needs, connected to OUTPUT."""
+    output = Path(config.output)
+    logging.setLevel(logging.WARNING)
+    L.seed_everything(config.trainer.seed, workers=True, verbose=False)
+    tokenizer = load_tokenizer(config.model.tokenizer)
+    model_config = llama_config(config, vocab_size=len(tokenizer), on_gpu=on_gpu)
+    train, validation = load_documents(
+        config.data,
+        tokenizer,
+        seed=config.trainer.seed,
+        max_documents=config.trainer.max_steps * config.trainer.global_batch_size,
+        vocab_size=model_config.vocab_size,
+    )
+    tokenizer.save_pretrained(output / "tokenizer")
+    model = CDTLlamaModel(
+        model_config, optim=_optimizer(config), tokenizer=AutoTokenizer(str(output / "tokenizer"), use_fast=True)
+    )
+    trainer = _trainer(config, on_gpu)
+    _logger(config, output).setup(trainer, resume_if_exists=True)
+    resume = nl.AutoResume(
+        resume_from_path=latest_checkpoint(output / "checkpoints") if config.resume else None,
+        restore_config=nl.RestoreConfig(path=config.init.nemo) if config.init.nemo else None,
+    )
+    resume.setup(trainer, model)
+    return trainer, model, DocumentDataModule(config, train, validation)
+
+
+def tear_down() -> None:
+    """Forgets the process-wide state of Megatron, NeMo and torch.distributed."""
+    parallel_state.destroy_model_parallel()
+    destroy_num_microbatches_calculator()
+    destroy_rerun_state_machine()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    AppState._instances.clear() if hasattr(AppState, "_instances") else None
+    gc.collect()
+
+
+def _trainer(config: Config, on_gpu: bool) -> nl.Trainer:
+    settings, validates = config.trainer, config.trainer.val_interval > 0
+    callbacks: list[L.Callback] = [StepMetrics(settings.global_batch_size * config.data.seq_length)]
+    if config.objective.name is ObjectiveName.cdt:
+        callbacks.insert(0, ContextDenoising(config.objective))
+    return nl.Trainer(
+        accelerator="gpu" if on_gpu else "cpu",
+        devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        max_steps=settings.max_steps,
+        val_check_interval=settings.val_interval if validates else None,
+        limit_val_batches=config.data.validation_samples // settings.global_batch_size if validates else 0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        strategy=_strategy(config, on_gpu),
+        plugins=SynchronizedPrecision("bf16-mixed" if settings.precision is Precision.bf16 else "32"),
+        callbacks=callbacks,
+    )
+
+
+def _strategy(config: Config, on_gpu: bool) -> SynchronizedStrategy:
+    parallel = config.parallel
+    return SynchronizedStrategy(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
+        context_parallel_size=parallel.context,
+        sequence_parallel=parallel.sequence,
+        process_group_backend="nccl" if on_gpu else "gloo",
+        ckpt_async_save=False,
+        ckpt_optim_fully_reshardable=True,  # a run may resume under another layout
+        replace_progress_bar=False,
+        ddp=DistributedDataParallelConfig(
+            use_distributed_optimizer=True,
+            average_in_collective=False,  # the loss is a sum that is divided by the global label count at the end
+            check_for_nan_in_grad=True,
+        ),
+    )
+
+
+def _optimizer(config: Config) -> MegatronOptimizerModule:
+    optim = config.optim
+    return MegatronOptimizerModule(
+        config=OptimizerConfig(
+            optimizer="adam",
+            lr=optim.lr,
+            min_lr=optim.min_lr,
+            weight_decay=optim.weight_decay,
+            adam_beta1=optim.beta1,
+            adam_beta2=optim.beta2,
+            clip_grad=optim.clip_grad,
+            bf16=config.trainer.precision is Precision.bf16,
+            use_distributed_optimizer=True,
+        ),
+        lr_scheduler=_scheduler(optim, config.trainer.max_steps),
+    )
+
+
+def _scheduler(optim: Optim, max_steps: int) -> CosineAnnealingScheduler | WarmupPolicyScheduler:
+    if optim.schedule is Schedule.constant:
+        return WarmupPolicyScheduler(max_steps=max_steps, warmup_steps=optim.warmup_steps)
+    return CosineAnnealingScheduler(
+        max_steps=max_steps, warmup_steps=optim.warmup_steps, constant_steps=0, min_lr=optim.min_lr
+    )
+
+
+def _logger(config: Config, output: Path) -> nl.NeMoLogger:
+    return nl.NeMoLogger(
+        explicit_log_dir=str(output),
+        tensorboard=TensorBoardLogger(save_dir="tensorboard", name=""),
+        extra_loggers=[JsonLinesLogger(output / "metrics.jsonl")],
+        ckpt=nl.ModelCheckpoint(
+            monitor="global_step",
+            mode="max",
+            save_top_k=2,
+            save_last="link",
+            every_n_train_steps=config.trainer.checkpoint_interval or config.trainer.max_steps,
+            filename="{step}",
+            save_optim_on_train_end=True,
+        ),
+    )

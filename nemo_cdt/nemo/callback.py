@@ -1,0 +1,117 @@
+"""Context denoising as a Lightning callback: installs the two-pass schedule in NeMo's training step, logs what it did."""
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from megatron.core import parallel_state
+from nemo.lightning.megatron_parallel import MegatronStep
+from nemo.utils import logging
+
+from nemo_cdt.config import Objective
+from nemo_cdt.denoise import Denoising
+from nemo_cdt.megatron.detection import Detector, Groups
+from nemo_cdt.megatron.microbatch import take
+from nemo_cdt.megatron.schedule import TwoPassSchedule
+
+
+@dataclass
+class WrappedStep(MegatronStep):
+    """A MegatronStep whose schedule is wrapped. A subclass, since NeMo's data sampler copies the step after us."""
+
+    wrap: Callable[[Callable], Callable] | None = None
+
+    @functools.cached_property
+    def forward_backward_func(self) -> Callable:
+        return self.wrap(super().forward_backward_func)
+
+
+class ContextDenoising(L.Callback):
+    """Trains with CDT: each training step detects noise and trains on the denoised embeddings; validation is plain."""
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+        self.detector: Detector | None = None
+        self._told: set[str] = set()
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        objective = self.objective
+        self.detector = Detector(
+            Denoising(normalization=objective.normalization, epsilon=objective.epsilon, rho=objective.rho),
+            objective.threshold_scope,
+            lambda: objective.beta * (_learning_rate(trainer) if objective.lr == "scheduled" else objective.lr),
+            Groups.of_megatron(pl_module.config.sequence_parallel),
+        )
+
+    def on_megatron_step_start(self, step: MegatronStep) -> MegatronStep:
+        if step.forward_only:
+            return step
+        return WrappedStep(**{f.name: getattr(step, f.name) for f in fields(MegatronStep)}, wrap=self._wrap)
+
+    def _wrap(self, schedule: Callable) -> TwoPassSchedule:
+        pipelined = parallel_state.get_pipeline_model_parallel_world_size() > 1
+        return TwoPassSchedule(schedule, self.detector, take, pipelined=pipelined)
+
+    def on_megatron_step_end(self, step: MegatronStep) -> None:
+        if step.forward_only:
+            return
+        sums, detection_time = self.detector.take_sums()
+        metrics = {
+            "detection_loss": _ratio(sums["detection_loss"], sums["documents"]),
+            "noise_fraction": _ratio(sums["noise"], sums["tokens"]),
+            "threshold": _ratio(sums["threshold"], sums["segments"]),
+            "delta_to_embedding": _ratio(sums["relative_shift"], sums["noise"]),
+            "changed_fraction": _ratio(sums["changed"], sums["tokens"] * step.pl_module.config.hidden_size),
+            "detection_time": detection_time,
+        }
+        self._warn(metrics, sums)
+        for name, value in metrics.items():
+            step.pl_module.log(name, value, batch_size=1, prog_bar=name == "noise_fraction")
+
+    def _warn(self, metrics: dict[str, float], sums: dict[str, float]) -> None:
+        if sums["silent"]:
+            self._once("documents whose embedding gradient is zero everywhere: they have no noise and are trained on as is")
+        if metrics["noise_fraction"] == 0:
+            self._once("no token is noise in this step: it trains as plain cross-entropy")
+        elif metrics["changed_fraction"] == 0 and metrics["delta_to_embedding"] > 0:
+            self._once(
+                "denoising changes no embedding element at this precision: training equals plain cross-entropy. Set "
+                "model.fp32_residual=true, objective.normalization=relative, or a larger objective.beta"
+            )
+
+    def _once(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            logging.warning(f"CDT: {message}")
+
+
+class StepMetrics(L.Callback):
+    """Step time, tokens a second and peak memory of every training step, whatever the objective."""
+
+    def __init__(self, tokens_per_step: int) -> None:
+        self.tokens_per_step = tokens_per_step
+        self._start = 0.0
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        step_time = time.perf_counter() - self._start
+        pl_module.log("step_time", step_time, prog_bar=True, batch_size=1)
+        pl_module.log("tokens_per_second", self.tokens_per_step / step_time, prog_bar=True, batch_size=1)
+        if "detection_time" in trainer.callback_metrics:
+            pl_module.log("training_time", step_time - float(trainer.callback_metrics["detection_time"]), batch_size=1)
+        if torch.cuda.is_available():
+            pl_module.log("peak_memory_gib", torch.cuda.max_memory_allocated() / 2**30, batch_size=1)
+
+
+def _learning_rate(trainer: L.Trainer) -> float:
+    return trainer.optimizers[0].param_groups[0]["lr"]
+
+
+def _ratio(total: float, count: float) -> float:
+    return total / count if count else 0.0

@@ -1,0 +1,48 @@
+"""``metrics.jsonl``: one line a step, appended, for people and for :mod:`nemo_cdt.report`."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+RENAMED = {"reduced_train_loss": "loss"}
+DROPPED = {"epoch", "step", "global_step", "consumed_samples", "global_batch_size"}
+
+
+class JsonLinesLogger(Logger):
+    """A Lightning logger that writes what is logged, under the names of the report."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        # `step` counts from the step's start, a row names the number of steps done by then.
+        row = {"step": (step or 0) + 1}
+        row |= {RENAMED.get(k, k): _finite(v) for k, v in metrics.items() if k not in DROPPED}
+        if len(row) > 1:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    @rank_zero_only
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """The configuration is in ``config.yaml``."""
+
+
+def _finite(value: float) -> float | str:
+    """JSON has no NaN: a number that is none is written as its name."""
+    number = float(value)
+    return number if math.isfinite(number) else str(number)

@@ -1,0 +1,77 @@
+"""From the ``model`` group of conf/ to a NeMo model."""
+
+from collections.abc import Iterator
+
+from nemo.collections import llm
+from nemo.collections.llm.gpt.model.llama import Llama3Config, Llama31Config, LlamaConfig
+from nemo.utils.import_utils import safe_import
+from torch import Tensor
+
+from nemo_cdt.config import Config
+from nemo_cdt.megatron.layers import layer_spec
+from nemo_cdt.megatron.microbatch import MicroBatch, take
+
+_, HAVE_TRANSFORMER_ENGINE = safe_import("transformer_engine")
+
+VOCABULARY_MULTIPLE = 128
+"""Independent of the layout, unlike NeMo's padding, so that one checkpoint fits every tensor-parallel size up to it."""
+
+
+class CDTLlamaModel(llm.LlamaModel):
+    """NeMo's Llama, fed with :class:`MicroBatch` in training, validation and detection alike."""
+
+    def data_step(self, dataloader_iter: Iterator) -> MicroBatch:
+        return take(dataloader_iter)
+
+    def forward_step(self, batch: MicroBatch) -> Tensor:
+        """The cross-entropy of every position, [b, s]; between pipeline stages the hidden states."""
+        return self(
+            batch["tokens"],
+            batch["position_ids"],
+            attention_mask=None,  # causal within documents, in Transformer Engine's attention as in ours
+            labels=batch["labels"],
+            packed_seq_params=batch.packed(),
+        )
+
+
+def llama_config(config: Config, *, vocab_size: int, on_gpu: bool) -> LlamaConfig:
+    """NeMo's config of the model. Everything goes through the constructor: a checkpoint records its arguments only."""
+    model = config.model
+    arguments = {
+        "num_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "ffn_hidden_size": model.ffn_hidden_size,
+        "num_attention_heads": model.num_attention_heads,
+        "num_query_groups": model.num_query_groups,
+        "rotary_base": int(model.rotary_base),
+        "layernorm_epsilon": model.norm_epsilon,
+        "init_method_std": model.init_std,
+        "share_embeddings_and_output_weights": model.tied_embeddings,
+        "fp32_residual_connection": model.fp32_residual,
+        "seq_length": config.data.seq_length,
+        "vocab_size": model.vocab_size or -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE,
+        "calculate_per_token_loss": True,  # Megatron's other normalisation divides by each rank's own label count
+        "cross_entropy_loss_fusion": False,
+        **(_GPU_KERNELS if on_gpu else _NO_KERNELS),
+    }
+    if not (on_gpu and HAVE_TRANSFORMER_ENGINE):
+        arguments |= {"transformer_layer_spec": layer_spec, "apply_rope_fusion": False, "persist_layer_norm": False}
+    if model.rope_scaling is None:
+        return Llama3Config(**arguments)
+    return Llama31Config(
+        **arguments,
+        scale_factor=model.rope_scaling.factor,
+        low_freq_factor=model.rope_scaling.low_freq_factor,
+        high_freq_factor=model.rope_scaling.high_freq_factor,
+        old_context_len=model.rope_scaling.original_max_position_embeddings,
+    )
+
+
+_GPU_KERNELS: dict[str, bool] = {}
+_NO_KERNELS = {
+    "use_cpu_initialization": True,  # also makes random weights independent of the tensor-parallel size
+    "masked_softmax_fusion": False,
+    "bias_activation_fusion": False,
+    "bias_dropout_fusion": False,
+    "gradient_accumulation_fusion": False,
+}

@@ -1,0 +1,57 @@
+"""One training run: from a validated configuration to a NeMo trainer, and its files in OUTPUT.
+
+Run as a module by torchrun, one process a device:  python -m nemo_cdt.nemo.train OUTPUT/config.yaml
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from nemo_cdt.config import Accelerator, Config, ObjectiveName, Precision, Schedule, load
+
+
+def train(config: Config) -> None:
+    """Trains, validates, checkpoints and exports. Needs the distributed environment of its launcher for several ranks.
+
+    Raises:
+        ValueError: for what only the files themselves can tell: data, tokenizer, checkpoint.
+    """
+    on_gpu = uses_gpu(config.trainer.accelerator)
+    with _devices(on_gpu):
+        _fit(config, on_gpu)
+
+
+def uses_gpu(accelerator: Accelerator) -> bool:
+    """Whether a run trains on GPUs: ``auto`` takes one where torch sees one."""
+    if accelerator is Accelerator.gpu and not torch.cuda.is_available():
+        raise ValueError("trainer.accelerator=gpu, but torch sees no GPU; set trainer.accelerator=cpu, or auto")
+    return accelerator is not Accelerator.cpu and torch.cuda.is_available()
+
+
+@contextmanager
+def _devices(on_gpu: bool) -> Iterator[None]:
+    if on_gpu:
+        yield
+        return
+    from nemo_cdt.cpu import cuda_on_cpu
+
+    with cuda_on_cpu():
+        yield
+
+
+def _fit(config: Config, on_gpu: bool) -> None:
+    from nemo_cdt.nemo import assemble  # megatron and nemo must first be imported inside `_devices`
+
+    assemble.fit(config, on_gpu)
+
+
+def main() -> None:
+    train(load(Path(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()
