@@ -1,0 +1,45 @@
+"""A finished (or killed) run as one HTML file that needs nothing else: no network, no folder beside it."""
+
+import os
+from pathlib import Path
+
+import jinja2
+
+from nemo_cdt.report import heatmap, plots, summary
+from nemo_cdt.report.run import Run, read_run
+
+
+def write_report(run: Path) -> Path:
+    """Writes ``run/report.html``, whole or not at all, and returns its path.
+
+    ``run`` holds ``config.yaml`` and ``metrics.jsonl``, and may hold ``baseline/``, ``sample.json`` and
+    ``versions.json``; ValueError where it is no run.
+    """
+    page = render(read_run(Path(run)))
+    path = Path(run) / "report.html"
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(page, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def render(run: Run) -> str:
+    """The page's HTML. Everything a run holds is escaped: tokens contain ``<``."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["number"] = summary.number
+    return environment.get_template("page.html.j2").render(
+        run=run,
+        headline=summary.headline(run),
+        facts=summary.facts(run),
+        notice=summary.notice(run),
+        table=summary.table(run),
+        pictures=plots.pictures(run),
+        stretches=heatmap.stretches(run.sample) if run.sample else [],
+        types=heatmap.type_table(run.sample) if run.sample else [],
+        type_names=heatmap.TYPE_NAMES,
+        shades=heatmap.SHADES,
+    )

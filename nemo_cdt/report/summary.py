@@ -1,0 +1,151 @@
+"""A run in words and numbers: what was run, its first, last and best values, and whether denoising did anything."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from nemo_cdt.config import Normalization
+from nemo_cdt.report.run import Run, Series
+
+HARDLY_ANYTHING = 1e-4
+"""Fraction of changed embedding elements below which a run is plain training in all but name."""
+
+Best = Callable[[np.ndarray], int] | None
+
+METRICS: dict[str, tuple[str, Best]] = {
+    "loss": ("training loss", np.nanargmin),
+    "detection_loss": ("training loss before denoising", np.nanargmin),
+    "val_loss": ("validation loss", np.nanargmin),
+    "noise_fraction": ("noise fraction", None),
+    "threshold": ("detection threshold", None),
+    "delta_to_embedding": ("shift, ‖δ‖ / ‖E‖", None),
+    "changed_fraction": ("embedding elements changed, fraction", None),
+    "grad_norm": ("gradient norm", None),
+    "lr": ("learning rate", None),
+    "step_time": ("step time, s", np.nanargmin),
+    "tokens_per_second": ("tokens per second", np.nanargmax),
+    "peak_memory_gib": ("peak memory, GiB", None),
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class Row:
+    name: str
+    cells: list[str]  # first, last, best of the run; then last, best of the baseline where there is one
+
+
+def headline(run: Run) -> list[tuple[str, str]]:
+    """(value, what it is): the few numbers to read first."""
+    tiles = []
+    for one in filter(None, (run, run.baseline)):
+        kind, series, key = ("validation", one.validation, "val_loss")
+        if series is None:
+            kind, series, key = ("training", one.training, "loss")
+        tiles.append((number(_values(series, key)[-1]), f"last {kind} loss, {one.label}"))
+    if "noise_fraction" in run.training:
+        tiles.append((f"{100 * _median(run.training, 'noise_fraction'):.0f} %", "of tokens called noise (median)"))
+    if "delta_to_embedding" in run.training:
+        tiles.append((number(_median(run.training, "delta_to_embedding")), "shift relative to embedding (median)"))
+    if run.baseline is not None:
+        ratio = _median(run.training, "step_time") / _median(run.baseline.training, "step_time")
+        tiles.append((f"{ratio:.2f} ×", f"step time of {run.baseline.label} (medians)"))
+    return tiles
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """(name, value): what was run."""
+    config, model, data, trainer = run.config, run.config.model, run.config.data, run.config.trainer
+    heads = f"{model.num_attention_heads} heads in {model.num_query_groups} groups"
+    batch = f"{trainer.global_batch_size} sequences of {data.seq_length:,} tokens, {trainer.micro_batch_size} at a time"
+    return [
+        ("Model", f"{model.name}: {model.num_layers} layers, width {model.hidden_size}, {heads}"),
+        ("Objective", f"{run.label}{_strength(run)}"),
+        ("Data", data.name + (f", {data.path}" if data.path else "")),
+        ("Steps", f"{int(run.training['step'][-1]):,} of {trainer.max_steps:,}"),
+        ("Batch", batch),
+        ("Layout", _layout(run)),
+        ("Optimizer", f"Adam, learning rate {config.optim.lr:g}, {config.optim.schedule}; seed {trainer.seed}"),
+        *(
+            [("Versions", ", ".join(f"{name} {version}" for name, version in run.versions.items()))]
+            * bool(run.versions)
+        ),
+    ]
+
+
+def table(run: Run) -> list[Row]:
+    rows = [Row(name=name, cells=_cells(run, key, best)) for key, (name, best) in METRICS.items()]
+    return [row for row in rows if any(cell != "–" for cell in row.cells)]
+
+
+def notice(run: Run) -> str | None:
+    """What to set instead, where the median step's denoising changes (almost) no embedding element."""
+    if "changed_fraction" not in run.training:
+        return None
+    changed = _median(run.training, "changed_fraction")
+    if not changed < HARDLY_ANYTHING:
+        return None
+    objective = run.config.objective
+    knob = {"gradient": "beta", "relative": "rho", "epsilon": "epsilon"}[objective.normalization]
+    remedies = [f"a larger objective.{knob} (now {getattr(objective, knob):g})"]
+    if objective.normalization != Normalization.relative:
+        remedies.append("objective.normalization=relative")
+    if not run.config.model.fp32_residual:
+        remedies.append("model.fp32_residual=true")
+    return (
+        f"The denoising step changes (almost) nothing at this precision ({run.config.trainer.precision}): in the "
+        f"median step {100 * changed:.2g} % of the embedding elements differ afterwards, so this run is plain training "
+        f"at a higher price. Set {', or '.join(remedies)}."
+    )
+
+
+def number(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _strength(run: Run) -> str:
+    objective = run.config.objective
+    if objective.name == "ce":
+        return ""
+    scale = {
+        "gradient": f"shift = gradient × lr × β, β = {objective.beta:g}, lr {objective.lr}",
+        "relative": f"relative shift ρ = {objective.rho:g}",
+        "epsilon": f"shift ε = {objective.epsilon:g}",
+    }[objective.normalization]
+    return f": {scale}; threshold per {objective.threshold_scope}"
+
+
+def _layout(run: Run) -> str:
+    parallel, trainer = run.config.parallel, run.config.trainer
+    devices = trainer.devices * trainer.num_nodes
+    sizes = {"tensor": parallel.tensor, "pipeline": parallel.pipeline, "context": parallel.context}
+    split = [f"{name} {size}" for name, size in sizes.items() if size > 1]
+    data = devices // (parallel.tensor * parallel.pipeline * parallel.context)
+    split += [f"data {data}"] * (data > 1) + ["sequence parallel"] * parallel.sequence
+    many = f"{devices} device{'s' * (devices > 1)} on {trainer.num_nodes} node{'s' * (trainer.num_nodes > 1)}"
+    return ", ".join([many, *split, f"{trainer.precision}"])
+
+
+def _cells(run: Run, key: str, best: Best) -> list[str]:
+    first, *last_and_best = _first_last_best(run, key, best)
+    baseline = [] if run.baseline is None else _first_last_best(run.baseline, key, best)[1:]
+    return [first, *last_and_best, *baseline]
+
+
+def _first_last_best(run: Run, key: str, best: Best) -> list[str]:
+    series = run.validation if key == "val_loss" else run.training
+    if series is None or key not in series:
+        return ["–"] * 3
+    values = _values(series, key)
+    if best is None or np.isnan(values).all():
+        return [number(values[0]), number(values[-1]), "–"]
+    at = best(values)
+    return [number(values[0]), number(values[-1]), f"{number(values[at])} (step {int(series['step'][at]):,})"]
+
+
+def _values(series: Series, key: str) -> np.ndarray:
+    return series.get(key, np.array([np.nan]))
+
+
+def _median(series: Series, key: str) -> float:
+    return float(np.nanmedian(_values(series, key)))
