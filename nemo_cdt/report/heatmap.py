@@ -139,7 +139,7 @@ def _cell(sample: Sample, kind: TokenType, text: str, start: int, stop: int) -> 
     noise = bool(sample.noise[start:stop].all())
     ratio = _ratio(score, sample.threshold)
     facts = [
-        f"score {score:.3g} = {ratio:.3g} × threshold: {'noise' if noise else 'critical'}",
+        f"score {score:.3g} = {ratio:.3g} of the threshold: {'noise' if noise else 'critical'}",
         None if sample.types is None else TYPE_NAMES[kind],
         f"token {start:,}" if stop - start == 1 else f"tokens {start:,} to {stop - 1:,}, highest score",
         "its next token is trained on" if sample.labels[start:stop].any() else None,

@@ -49,7 +49,7 @@ def headline(run: Run) -> list[tuple[str, str]]:
         tiles.append((number(_median(run.training, "delta_to_embedding")), "shift relative to embedding (median)"))
     if run.baseline is not None:
         ratio = _median(run.training, "step_time") / _median(run.baseline.training, "step_time")
-        tiles.append((f"{ratio:.2f} ×", f"step time of {run.baseline.label} (medians)"))
+        tiles.append((f"{ratio:.2f}x", f"step time of {run.baseline.label} (medians)"))
     return tiles
 
 
@@ -75,7 +75,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 def table(run: Run) -> list[Row]:
     rows = [Row(name=name, cells=_cells(run, key, best)) for key, (name, best) in METRICS.items()]
-    return [row for row in rows if any(cell != "–" for cell in row.cells)]
+    return [row for row in rows if any(cell != "—" for cell in row.cells)]
 
 
 def notice(run: Run) -> str | None:
@@ -100,7 +100,7 @@ def notice(run: Run) -> str | None:
 
 
 def number(value: float) -> str:
-    return "–" if np.isnan(value) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return "—" if np.isnan(value) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _strength(run: Run) -> str:
@@ -108,9 +108,9 @@ def _strength(run: Run) -> str:
     if objective.name == "ce":
         return ""
     scale = {
-        "gradient": f"shift = gradient × lr × β, β = {objective.beta:g}, lr {objective.lr}",
-        "relative": f"relative shift ρ = {objective.rho:g}",
-        "epsilon": f"shift ε = {objective.epsilon:g}",
+        "gradient": f"shift = gradient · lr · beta, beta = {objective.beta:g}, lr {objective.lr}",
+        "relative": f"relative shift rho = {objective.rho:g}",
+        "epsilon": f"shift epsilon = {objective.epsilon:g}",
     }[objective.normalization]
     return f": {scale}; threshold per {objective.threshold_scope}"
 
@@ -135,10 +135,10 @@ def _cells(run: Run, key: str, best: Best) -> list[str]:
 def _first_last_best(run: Run, key: str, best: Best) -> list[str]:
     series = run.validation if key == "val_loss" else run.training
     if series is None or key not in series:
-        return ["–"] * 3
+        return ["—"] * 3
     values = _values(series, key)
     if best is None or np.isnan(values).all():
-        return [number(values[0]), number(values[-1]), "–"]
+        return [number(values[0]), number(values[-1]), "—"]
     at = best(values)
     return [number(values[0]), number(values[-1]), f"{number(values[at])} (step {int(series['step'][at]):,})"]
 
