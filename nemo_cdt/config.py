@@ -1,13 +1,25 @@
 """The schema of ``conf/``: what a run is. Knows nothing of torch, so that a mistake costs no import of NeMo.
 
-Hydra checks names and types against these dataclasses; :func:`validate` checks what no type can say.
+Hydra checks names and types against these dataclasses; :mod:`nemo_cdt.validation` checks what no type can say.
 """
 
-from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any, Optional
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Optional, cast
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 # Hydra reads `Optional[int]` but not `int | None` in a structured config, hence the older spelling here.
+
+
+class StrEnum(str, Enum):
+    """``enum.StrEnum`` of Python 3.11, for 3.10."""
+
+    __str__ = str.__str__
 
 
 class ObjectiveName(StrEnum):
@@ -47,6 +59,10 @@ class Accelerator(StrEnum):
 class Schedule(StrEnum):
     cosine = "cosine"
     constant = "constant"
+
+
+class LauncherName(StrEnum):
+    local = "local"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -111,6 +127,11 @@ class Parallel:
     context: int = 1
     sequence: bool = False
 
+    @property
+    def model_size(self) -> int:
+        """Ranks that together hold one copy of the model and one sequence."""
+        return self.tensor * self.pipeline * self.context
+
 
 @dataclass(kw_only=True, slots=True)
 class Trainer:
@@ -124,6 +145,10 @@ class Trainer:
     seed: int = 42
     val_interval: int = 0  # steps between validations; 0: never
     checkpoint_interval: int = 0  # steps between checkpoints; 0: only at the end
+
+    @property
+    def world_size(self) -> int:
+        return self.devices * self.num_nodes
 
 
 @dataclass(kw_only=True, slots=True)
@@ -151,7 +176,7 @@ class Export:
 
 @dataclass(kw_only=True, slots=True)
 class Launcher:
-    name: str = "local"
+    name: LauncherName = LauncherName.local
 
 
 @dataclass(kw_only=True, slots=True)
@@ -170,3 +195,45 @@ class Config:
     launcher: Launcher = field(default_factory=Launcher)
     init: Init = field(default_factory=Init)
     export: Export = field(default_factory=Export)
+
+    @property
+    def data_parallel(self) -> int:
+        return self.trainer.world_size // self.parallel.model_size
+
+    @property
+    def num_microbatches(self) -> int:
+        """Micro-batches of one step that each data-parallel rank runs."""
+        return self.trainer.global_batch_size // (self.trainer.micro_batch_size * self.data_parallel)
+
+
+def walk(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of a configuration, dotted, with its value; a group comes before its keys."""
+    for item in fields(section):
+        value = getattr(section, item.name)
+        yield prefix + item.name, value
+        if is_dataclass(value):
+            yield from walk(value, f"{prefix}{item.name}.")
+
+
+def typed(config: DictConfig | ListConfig) -> Config:
+    """What Hydra or a file composed, as :class:`Config`. An unknown key or a wrong type is an OmegaConf error."""
+    # Merged as a plain dict: a DictConfig to which Hydra's `+key=value` added a key would pass.
+    values = OmegaConf.to_container(config, resolve=True)
+    return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values)))
+
+
+def load(path: str | Path) -> Config:
+    """The run that :func:`save` wrote."""
+    try:
+        return typed(OmegaConf.load(path))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
+
+
+def save(config: Config, path: str | Path) -> None:
+    """Write ``config`` as YAML, whole or not at all; makes the folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    OmegaConf.save(OmegaConf.structured(config), partial)
+    partial.replace(path)

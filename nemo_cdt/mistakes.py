@@ -1,0 +1,36 @@
+"""A user's mistake is one line on stderr and exit code 2; a bug of ours keeps its traceback."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import NoReturn
+
+OURS = ("nemo_cdt", "launchers")
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Exit with 2 on an OSError, or on a ValueError that our code raised; another's ValueError is a bug."""
+    try:
+        yield
+    except OSError as error:
+        fail(str(error))
+    except ValueError as error:
+        if not _ours(error.__traceback__):
+            raise
+        fail(str(error))
+
+
+def fail(message: str) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _ours(traceback: TracebackType | None) -> bool:
+    """Whether the innermost frame is ours: the code that said ``raise``."""
+    package = ""
+    while traceback is not None:
+        package = traceback.tb_frame.f_globals.get("__package__") or ""
+        traceback = traceback.tb_next
+    return package.partition(".")[0] in OURS

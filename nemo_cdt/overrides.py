@@ -1,0 +1,36 @@
+"""Hydra's and OmegaConf's errors in one line that names the key, the value and what there is instead."""
+
+from difflib import get_close_matches
+
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from nemo_cdt.config import Config, walk
+
+GROUPS_WITHOUT_KEYS = ["experiment"]
+
+
+def explain(error: HydraException | OmegaConfBaseException) -> str:
+    """One line for a user who mistyped an override."""
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, option = (error.missing_cfg_file or "").rpartition("/")
+        return f"{group}={option} does not exist: choose {group}={'|'.join(error.options)}"
+    cause = error.__cause__
+    if isinstance(cause, OmegaConfBaseException):
+        return explain(cause)
+    if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
+        return _unknown(str(error.full_key))
+    text = [line.strip() for line in str(error).splitlines()]
+    if isinstance(error, OmegaConfBaseException):
+        return f"{error.full_key}: {text[0]}" if error.full_key else text[0]
+    return " ".join(line for line in text if not line.startswith("See https://"))
+
+
+def _unknown(key: str) -> str:
+    parent, _, name = key.rpartition(".")
+    known = [*GROUPS_WITHOUT_KEYS, *(known_key for known_key, _ in walk(Config()))]
+    near = [known_key for known_key in known if known_key.endswith(f".{name}")] or get_close_matches(key, known, n=1)
+    if near:
+        return f"unknown key {key}: did you mean {' or '.join(near)}?"
+    siblings = [known_key for known_key in known if known_key.rpartition(".")[0] == parent]
+    return f"unknown key {key}: {parent or 'the configuration'} has {', '.join(siblings)}"

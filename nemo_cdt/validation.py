@@ -1,0 +1,264 @@
+"""What no type can say about a run, checked before anything heavy is imported.
+
+Each check raises ValueError with one line: the values that cannot be together, and what to set instead.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+
+from nemo_cdt.config import Config, DataName, LauncherName, Model, Parallel, walk
+
+MAY_BE_ZERO = {
+    "objective.beta",
+    "data.validation_samples",
+    "data.num_workers",
+    "data.emojis",
+    "trainer.seed",
+    "trainer.val_interval",
+    "trainer.checkpoint_interval",
+    "optim.min_lr",
+    "optim.warmup_steps",
+    "optim.weight_decay",
+    "optim.clip_grad",
+    "optim.beta1",
+    "optim.beta2",
+}
+HOPS = {3, 4}
+
+
+def validate(config: Config) -> None:
+    """Raise ValueError for a run that cannot be. Call it once, before OUTPUT is made: OUTPUT must not hold a run."""
+    _check_signs(config)
+    _check_model(config)
+    _check_layout(config)
+    _check_batch(config)
+    _check_lengths(config)
+    _check_objective(config)
+    _check_optim(config)
+    _check_data(config)
+    _check_sources(config)
+    _check_output(config)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _check_signs(config: Config) -> None:
+    for name, value in walk(config):
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            zero = name in MAY_BE_ZERO
+            _require(
+                math.isfinite(value) and (value > 0 or (zero and value == 0)),
+                f"{name}={value}: set it to {'0 or more' if zero else 'a number above 0'}",
+            )
+
+
+def _check_model(config: Config) -> None:
+    model = config.model
+    heads, groups = model.num_attention_heads, model.num_query_groups
+    _require(
+        model.hidden_size % (2 * heads) == 0,
+        f"model.hidden_size={model.hidden_size} must be a multiple of 2 * model.num_attention_heads={heads}: "
+        f"set model.hidden_size={_nearest(model.hidden_size, 2 * heads)}",
+    )
+    _require(
+        heads % groups == 0,
+        f"model.num_query_groups={groups} must divide model.num_attention_heads={heads}: "
+        f"set model.num_query_groups to {_divisors(heads)}",
+    )
+
+
+def _check_layout(config: Config) -> None:
+    _check_tensor(config.model, config.parallel)
+    _check_pipeline(config.model, config.parallel)
+    trainer, parallel = config.trainer, config.parallel
+    _require(
+        trainer.num_nodes == 1 or config.launcher.name is not LauncherName.local,
+        f"trainer.num_nodes={trainer.num_nodes}, but launcher=local has one node: set trainer.num_nodes=1",
+    )
+    _require(
+        trainer.world_size % parallel.model_size == 0,
+        f"trainer.devices={trainer.devices} * trainer.num_nodes={trainer.num_nodes} must be a multiple of "
+        f"parallel.tensor={parallel.tensor} * parallel.pipeline={parallel.pipeline} * "
+        f"parallel.context={parallel.context}: set trainer.devices={_nearest(trainer.world_size, parallel.model_size)}",
+    )
+
+
+def _check_tensor(model: Model, parallel: Parallel) -> None:
+    split = {"num_query_groups": model.num_query_groups, "ffn_hidden_size": model.ffn_hidden_size}
+    if model.vocab_size is not None:
+        split["vocab_size"] = model.vocab_size
+    largest = math.gcd(*split.values())
+    sizes = ", ".join(f"model.{key}={size}" for key, size in split.items())
+    _require(
+        largest % parallel.tensor == 0,
+        f"parallel.tensor={parallel.tensor} must divide {sizes}: set parallel.tensor to {_divisors(largest)}",
+    )
+    _require(
+        parallel.tensor > 1 or not parallel.sequence,
+        "parallel.sequence=true needs parallel.tensor above 1: set parallel.sequence=false",
+    )
+
+
+def _check_pipeline(model: Model, parallel: Parallel) -> None:
+    pipeline, virtual = parallel.pipeline, parallel.virtual_pipeline
+    _require(
+        virtual is None or (pipeline > 1 and virtual > 1),
+        f"parallel.virtual_pipeline={virtual} with parallel.pipeline={pipeline}: both must be above 1, "
+        "or set parallel.virtual_pipeline=null",
+    )
+    stages = pipeline * (virtual or 1)
+    _require(
+        model.num_layers % stages == 0,
+        f"model.num_layers={model.num_layers} must be a multiple of parallel.pipeline={pipeline} * "
+        f"parallel.virtual_pipeline={virtual or 1}: set model.num_layers={_nearest(model.num_layers, stages)}",
+    )
+
+
+def _check_batch(config: Config) -> None:
+    trainer, pipeline = config.trainer, config.parallel.pipeline
+    share = trainer.micro_batch_size * config.data_parallel
+    if config.parallel.virtual_pipeline:
+        share *= pipeline
+    interleaved = f" * parallel.pipeline={pipeline} (interleaved)" if config.parallel.virtual_pipeline else ""
+    _require(
+        trainer.global_batch_size % share == 0,
+        f"trainer.global_batch_size={trainer.global_batch_size} must be a multiple of trainer.micro_batch_size="
+        f"{trainer.micro_batch_size} * {config.data_parallel} data-parallel ranks{interleaved}: "
+        f"set trainer.global_batch_size={_nearest(trainer.global_batch_size, share)}",
+    )
+
+
+def _check_lengths(config: Config) -> None:
+    length, context, tensor = config.data.seq_length, config.parallel.context, config.parallel.tensor
+    _require(
+        length <= config.model.max_positions,
+        f"data.seq_length={length} is longer than model.max_positions={config.model.max_positions}: "
+        f"set data.seq_length={config.model.max_positions} or less",
+    )
+    shards = (2 * context if context > 1 else 1) * (tensor if config.parallel.sequence else 1)
+    parts = ["2 * parallel.context"] * (context > 1) + ["parallel.tensor"] * config.parallel.sequence
+    _require(
+        length % shards == 0,
+        f"data.seq_length={length} must be a multiple of {' * '.join(parts)} = {shards}: "
+        f"set data.seq_length={_nearest(length, shards, config.model.max_positions)}",
+    )
+
+
+def _check_objective(config: Config) -> None:
+    lr = config.objective.lr
+    number = isinstance(lr, (int, float)) and not isinstance(lr, bool)
+    _require(lr == "scheduled" or number, f"objective.lr={lr}: set it to scheduled or to a number above 0")
+    _require(
+        config.compare_to != config.objective.name,
+        f"compare_to={config.compare_to} is objective.name itself: set compare_to=null",
+    )
+
+
+def _check_optim(config: Config) -> None:
+    optim, steps = config.optim, config.trainer.max_steps
+    _require(
+        optim.min_lr <= optim.lr,
+        f"optim.min_lr={optim.min_lr} is above optim.lr={optim.lr}: set optim.min_lr={optim.lr} or less",
+    )
+    _require(
+        optim.warmup_steps < steps,
+        f"optim.warmup_steps={optim.warmup_steps} must be below trainer.max_steps={steps}: "
+        f"set optim.warmup_steps={steps - 1} or less",
+    )
+    for name, beta in (("beta1", optim.beta1), ("beta2", optim.beta2)):
+        _require(beta < 1, f"optim.{name}={beta}: set it below 1")
+
+
+def _check_data(config: Config) -> None:
+    data, interval = config.data, config.trainer.val_interval
+    if data.name is DataName.multihop:
+        _require(bool(data.hops) and set(data.hops) <= HOPS, f"data.hops={data.hops}: set it to [3], [4] or [3,4]")
+    if data.name is DataName.jsonl:
+        _require(data.path is not None, "data=jsonl has no rows: set data.path=FILE")
+    _require(
+        interval == 0 or data.validation_samples > 0 or data.validation_path is not None,
+        f"data.validation_samples=0 with trainer.val_interval={interval}: set trainer.val_interval=0",
+    )
+    for name, path in (("data.path", data.path), ("data.validation_path", data.validation_path)):
+        if path is not None:
+            _check_readable(name, Path(path), folder=data.name is DataName.multihop)
+
+
+def _check_readable(name: str, path: Path, folder: bool) -> None:
+    """A file that is there, is readable and holds something; or, where ``folder``, a folder."""
+    _require(path.exists(), f"{name}={path} does not exist")
+    _require(folder or path.is_file(), f"{name}={path} is no file: set {name}=FILE")
+    _require(os.access(path, os.R_OK), f"{name}={path} is not readable")
+    _require(not path.is_file() or path.stat().st_size > 0, f"{name}={path} is empty")
+
+
+def _check_sources(config: Config) -> None:
+    init, tokenizer = config.init, config.model.tokenizer
+    _require(not (init.hf and init.nemo), f"init.hf={init.hf} and init.nemo={init.nemo}: set one of them to null")
+    for name, folder in (("init.hf", init.hf), ("init.nemo", init.nemo)):
+        if folder is not None:
+            _require(Path(folder).is_dir(), f"{name}={folder} is no folder")
+    if init.hf is not None:
+        _check_hf_llama(Path(init.hf))
+        _require(
+            tokenizer != "byte" or not (Path(init.hf) / "tokenizer_config.json").exists(),
+            f"model.tokenizer=byte, but init.hf={init.hf} has a tokenizer of its own: set model.tokenizer={init.hf}",
+        )
+    if tokenizer != "byte":
+        _require(
+            Path(tokenizer).is_dir(),
+            f"model.tokenizer={tokenizer} is no folder: set it to a tokenizer's folder, or to byte",
+        )
+
+
+def _check_hf_llama(folder: Path) -> None:
+    try:
+        kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"init.hf={folder} is no Hugging Face model: it has no readable config.json") from error
+    _require(kind == "llama", f"init.hf={folder} is a {kind} model: set init.hf to a Llama's folder")
+
+
+def _check_output(config: Config) -> None:
+    output = Path(config.output)
+    _require(
+        config.resume or not (output / "config.yaml").exists(),
+        f"output={output} already holds a run: set resume=true to continue it, or another output",
+    )
+    _check_writable("output", output)
+    if config.export.hf is not None:
+        _check_export(config, Path(config.export.hf))
+
+
+def _check_export(config: Config, folder: Path) -> None:
+    _check_writable("export.hf", folder)
+    _require(
+        config.init.hf is None or folder.resolve() != Path(config.init.hf).resolve(),
+        f"export.hf={folder} is init.hf itself: set another folder",
+    )
+    _require(
+        config.resume or not folder.is_dir() or not any(folder.iterdir()),
+        f"export.hf={folder} is not empty: set another folder",
+    )
+
+
+def _check_writable(name: str, path: Path) -> None:
+    parent = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    _require(parent.is_dir(), f"{name}={path}: {parent} is a file, set {name} to a folder")
+    _require(os.access(parent, os.W_OK), f"{name}={path}: {parent} is not writable")
+
+
+def _nearest(value: int, divisor: int, most: float = math.inf) -> int:
+    """The multiple of ``divisor`` nearest to ``value``, at least one ``divisor``."""
+    below = value // divisor * divisor
+    above = below + divisor
+    return above if below == 0 or (above - value <= value - below and above <= most) else below
+
+
+def _divisors(value: int) -> str:
+    return ", ".join(str(divisor) for divisor in range(1, value + 1) if value % divisor == 0)

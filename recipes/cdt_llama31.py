@@ -1,0 +1,55 @@
+"""Train a Llama with Context Denoising Training: compose ``conf/``, validate, launch.
+
+python recipes/cdt_llama31.py            # the demo
+python recipes/cdt_llama31.py --help     # groups and keys
+"""
+
+import os
+from pathlib import Path
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from launchers import launch
+from nemo_cdt.config import Config, typed
+from nemo_cdt.mistakes import fail, reported
+from nemo_cdt.overrides import explain
+from nemo_cdt.validation import validate
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+def run(composed: DictConfig) -> None:
+    with reported():
+        config = _config(composed)
+        validate(config)
+        launch(config)
+
+
+def _config(composed: DictConfig) -> Config:
+    """The run that was composed. Each point of a sweep has a folder of its own in OUTPUT, named by its overrides."""
+    try:
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            composed.output = str(Path(composed.output, HydraConfig.get().job.override_dirname.replace("/", "_")))
+        return typed(composed)
+    except OmegaConfBaseException as error:
+        fail(explain(error))
+
+
+def main() -> None:
+    # Without it Hydra prints an error of several lines and exits with 1; with it the exception arrives here.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        run()
+    except (HydraException, OmegaConfBaseException) as error:
+        fail(explain(error))
+
+
+if __name__ == "__main__":
+    main()
