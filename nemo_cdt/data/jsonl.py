@@ -1,0 +1,232 @@
+"""Documents of a JSON-lines file, read lazily: what is held in memory is where each row begins."""
+
+import json
+import multiprocessing
+import re
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerFast
+
+from nemo_cdt.data.documents import IGNORE, Document
+
+Tokens = tuple[np.ndarray, np.ndarray]
+"""Token ids and labels, int64 [n] each."""
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+class JsonlDocuments:
+    """``Documents`` of the rows of ``path``; blank lines are no rows. A row has one of
+
+    ``input_ids`` and ``labels`` (``IGNORE`` where not trained on); ``messages``, a chat of which the assistant's turns
+    are labelled; ``text``, labelled throughout.
+
+    A document has at most ``seq_length + 1`` tokens: more is an error, or is cut off with ``truncate``.
+    Construction reads the file once and raises ValueError with ``file:line`` for a row that cannot be used; how long
+    texts and chats are is known only when they are read.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        seq_length: int,
+        truncate: bool,
+        vocab_size: int,
+    ):
+        self._path = Path(path)
+        self._tokenizer = tokenizer
+        self._limit = seq_length + 1
+        self._truncate = truncate
+        self._vocab_size = vocab_size
+        # Shared, so that what DataLoader's workers cut off is counted too; a lock of "spawn" serves forked ones as well.
+        self._truncated = multiprocessing.get_context("spawn").Array("q", 2)
+        self._offsets, self._lines = self._index()
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, index: int) -> Document:
+        with self._blamed_on(self._lines[index]):
+            tokens = self._tokens(_parse(self._read(self._offsets[index])))
+            document = self._document(tokens)
+        self._count_truncated(len(tokens[0]) - len(document.input_ids))
+        return document
+
+    @property
+    def truncated(self) -> tuple[int, int]:
+        """Documents cut and tokens lost so far, by this process and the workers it started; one read twice is two."""
+        return self._truncated[0], self._truncated[1]
+
+    def _index(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where each row begins, in bytes, and its line number; every row is checked on the way."""
+        offsets, lines, offset = array("q"), array("q"), 0
+        with self._open() as file:
+            for number, line in enumerate(file, start=1):
+                if not line.isspace():
+                    with self._blamed_on(number):
+                        self._check(_parse(line))
+                    offsets.append(offset)
+                    lines.append(number)
+                offset += len(line)
+        if not offsets:
+            raise ValueError(f"{self._path}: no rows; a row is a JSON object with 'text', 'messages' or 'input_ids'")
+        return np.frombuffer(offsets, dtype=np.int64), np.frombuffer(lines, dtype=np.int64)
+
+    def _open(self) -> BinaryIO:
+        try:
+            return self._path.open("rb")
+        except OSError as error:
+            raise ValueError(f"{self._path}: {error.strerror}") from error
+
+    def _read(self, offset: int) -> bytes:
+        with self._open() as file:
+            file.seek(offset)
+            return file.readline()
+
+    @contextmanager
+    def _blamed_on(self, line: int) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"{self._path}:{line}: {error}") from error
+
+    def _check(self, row: dict[str, Any]) -> None:
+        """Everything that can be said of a row without tokenizing it."""
+        if "input_ids" in row:
+            self._document(_given(row))
+        elif "messages" in row:
+            self._check_messages(row["messages"])
+        elif "text" not in row:
+            raise ValueError(f"has {sorted(row)}; a row needs 'text', 'messages', or 'input_ids' and 'labels'")
+        elif not row["text"] or not _is_text(row["text"]):
+            raise ValueError("'text' must be a string of valid Unicode that is not empty")
+
+    def _check_messages(self, messages: Any) -> None:
+        if self._tokenizer.chat_template is None:
+            raise ValueError("'messages' need a tokenizer with a chat template; this one has none")
+        if not isinstance(messages, list) or not all(map(_is_message, messages)):
+            raise ValueError("'messages' must be a list of objects with the valid strings 'role' and 'content'")
+        if all(message["role"] != "assistant" for message in messages):
+            raise ValueError("no labelled token: no message is the assistant's")
+
+    def _tokens(self, row: dict[str, Any]) -> Tokens:
+        if "input_ids" in row:
+            return _given(row)
+        if "messages" in row:
+            return chat_tokens(self._tokenizer, row["messages"])
+        ids = np.array(self._tokenizer(row["text"], verbose=False)["input_ids"], dtype=np.int64)
+        return ids, ids
+
+    def _document(self, tokens: Tokens) -> Document:
+        length = len(tokens[0])
+        if length > self._limit and not self._truncate:
+            raise ValueError(
+                f"{length} tokens are more than data.seq_length + 1 = {self._limit}; "
+                "raise data.seq_length or set data.truncate=true"
+            )
+        ids, labels = (values[: self._limit] for values in tokens)
+        if length < 2 or (labels[1:] == IGNORE).all():
+            raise ValueError(f"no labelled token among tokens 2 to {len(ids)}")
+        self._check_vocabulary("input_ids", ids)
+        self._check_vocabulary("labels", labels[labels != IGNORE])
+        return Document(input_ids=ids, labels=labels)
+
+    def _check_vocabulary(self, field: str, ids: np.ndarray) -> None:
+        outside = ids[(ids < 0) | (ids >= self._vocab_size)]
+        if len(outside):
+            raise ValueError(f"{field}: {outside[0]} is outside the vocabulary of {self._vocab_size}")
+
+    def _count_truncated(self, tokens: int) -> None:
+        if tokens:
+            with self._truncated:
+                self._truncated[0] += 1
+                self._truncated[1] += tokens
+
+
+def chat_tokens(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) -> Tokens:
+    """A chat by the tokenizer's template, the assistant's turns labelled, the end of turn included.
+
+    The template marks them with ``{% generation %}``; one that does not must render the first messages of a chat as it
+    renders them alone, or a ValueError says so.
+    """
+    masked = _masked_by_template if _GENERATION.search(tokenizer.get_chat_template()) else _masked_by_prefixes
+    try:
+        ids, assistant = masked(tokenizer, messages)
+    except TemplateError as error:
+        raise ValueError(f"the tokenizer's chat template refuses these messages: {error}") from error
+    return ids, np.where(assistant, ids, IGNORE)
+
+
+def _masked_by_template(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) -> Tokens:
+    chat: Any = tokenizer.apply_chat_template(
+        messages, return_dict=True, return_assistant_tokens_mask=True, tokenizer_kwargs={"verbose": False}
+    )
+    return np.array(chat["input_ids"], dtype=np.int64), np.array(chat["assistant_masks"], dtype=bool)
+
+
+def _masked_by_prefixes(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) -> Tokens:
+    text = _rendered(tokenizer, messages)
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    last_characters = np.array(encoding["offset_mapping"])[:, 1] - 1
+    assistant = np.zeros(len(last_characters), dtype=bool)
+    for turn, message in enumerate(messages):
+        if message["role"] == "assistant":
+            before = _rendered(tokenizer, messages[:turn], add_generation_prompt=True)
+            after = _rendered(tokenizer, messages[: turn + 1])
+            if not (text.startswith(after) and after.startswith(before)):
+                raise ValueError(
+                    f"the tokenizer's chat template renders messages 1 to {turn + 1} otherwise when more follow, "
+                    "so the assistant's turns cannot be told; mark them in it with {% generation %}"
+                )
+            assistant |= (len(before) <= last_characters) & (last_characters < len(after))
+    return np.array(encoding["input_ids"], dtype=np.int64), assistant
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]], add_generation_prompt: bool = False
+) -> str:
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise ValueError("not a JSON object")
+    return row
+
+
+def _given(row: dict[str, Any]) -> Tokens:
+    ids, labels = _integers(row, "input_ids"), _integers(row, "labels")
+    if len(ids) != len(labels):
+        raise ValueError(f"{len(ids)} 'input_ids' but {len(labels)} 'labels'")
+    return ids, labels
+
+
+def _integers(row: dict[str, Any], field: str) -> np.ndarray:
+    values = row.get(field)
+    if not isinstance(values, list) or not set(map(type, values)) <= {int}:
+        raise ValueError(f"'{field}' must be a list of integers")
+    try:
+        return np.array(values, dtype=np.int64)
+    except OverflowError as error:
+        raise ValueError(f"'{field}' holds {max(values, key=abs)}, which is no token") from error
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, dict) and all(_is_text(message.get(key)) for key in ("role", "content"))
+
+
+def _is_text(value: Any) -> bool:
+    # JSON can write half a surrogate pair, which no tokenizer takes.
+    return isinstance(value, str) and value.encode(errors="ignore").decode() == value

@@ -1,0 +1,61 @@
+"""Tokenizers: any Hugging Face folder, and a byte-level one that is built here and needs no download."""
+
+from pathlib import Path
+from textwrap import shorten
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
+
+SPECIAL_TOKENS = ["<|bos|>", "<|eos|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"]
+
+# Every turn ends with eos, so that a reply ends as a document does.
+CHAT_TEMPLATE = """\
+{{- bos_token -}}
+{%- for message in messages -%}
+    {{- '<|' + message['role'] + '|>' -}}
+    {%- if message['role'] == 'assistant' -%}
+        {%- generation -%}{{- message['content'] + eos_token -}}{%- endgeneration -%}
+    {%- else -%}
+        {{- message['content'] + eos_token -}}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
+"""
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """``"byte"``, or the path of a folder that holds a Hugging Face tokenizer with a ``tokenizer.json``."""
+    return byte_tokenizer() if name == "byte" else _from_folder(Path(name))
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per UTF-8 byte, its id the byte's value; the special tokens follow from 256 on."""
+    vocabulary = {character: byte for byte, character in bytes_to_unicode().items()}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    bos, eos, pad, *roles = SPECIAL_TOKENS
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=bos,
+        eos_token=eos,
+        pad_token=pad,
+        additional_special_tokens=roles,
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _from_folder(folder: Path) -> PreTrainedTokenizerFast:
+    if not folder.is_dir():
+        raise ValueError(f"model.tokenizer={folder}: no such folder; set 'byte' or a Hugging Face tokenizer folder")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # a damaged tokenizer.json raises a bare Exception out of Rust
+        reason = shorten(str(error), width=120, placeholder=" ...")
+        raise ValueError(f"model.tokenizer={folder}: no Hugging Face tokenizer folder ({reason})") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ValueError(f"model.tokenizer={folder}: a slow tokenizer; save it with a tokenizer.json beside it")
+    return tokenizer
