@@ -7,7 +7,7 @@ from pydoc_data.topics import topics
 MAX_CHARACTERS = 1 << 26
 """What is read of a folder at most: every process holds it, and even at 128K tokens a sample needs under 1 %."""
 
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=\W*[A-Z])|(?<=[。！？])|\n\s*\n")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=\W*[A-Z])|(?<=[。\uff01\uff1f])|\n\s*\n")
 _PROSE = re.compile(r"[A-Z][a-z]* [a-z].*\.", re.DOTALL)
 _MARKUP = re.compile(r"\*\*\*|===|::=|>>>|\|")
 

@@ -46,7 +46,7 @@ class JsonlDocuments:
         self._limit = seq_length + 1
         self._truncate = truncate
         self._vocab_size = vocab_size
-        # Shared, so that what DataLoader's workers cut off is counted too; a lock of "spawn" serves forked ones as well.
+        # Shared, so that what DataLoader's workers cut off counts too; a lock of "spawn" serves forked ones as well.
         self._truncated = multiprocessing.get_context("spawn").Array("q", 2)
         self._offsets, self._lines = self._index()
 

@@ -78,7 +78,8 @@ def test_both_ways_label_a_chat_alike(byte, write):
         ids, labels = chat_tokens(byte, CHAT)
     finally:
         byte.chat_template = marked
-    assert (ids == expected[0]).all() and (labels == expected[1]).all()
+    assert (ids == expected[0]).all()
+    assert (labels == expected[1]).all()
 
 
 def with_template(tokenizer, template):

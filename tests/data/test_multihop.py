@@ -129,7 +129,8 @@ def test_only_the_answer_and_eos_are_labelled(tokenizer):
         assert (document.labels[labelled] == document.input_ids[labelled]).all()
         sample_end = tokenizer.decode(document.input_ids[labelled])
         assert re.fullmatch(r" \w+<\|eos\|>", sample_end)
-        assert labelled[-1] and (np.diff(np.flatnonzero(labelled)) == 1).all()
+        assert labelled[-1]
+        assert (np.diff(np.flatnonzero(labelled)) == 1).all()
 
 
 def test_bos_is_irrelevant_even_before_a_supporting_fact(bpe):
@@ -176,7 +177,8 @@ def test_a_haystack_of_the_users_is_repeated_where_it_is_short(byte, tmp_path):
     sample = documents(byte, haystack=str(tmp_path)).sample(0)
     *whole, last = sample.parts(TokenType.irrelevant)
     assert set(whole) == {"Call me Ishmael.", "It was night."}
-    assert len(whole) > 10 and last.split()[0] in ("Call", "It")
+    assert len(whole) > 10
+    assert last.split()[0] in ("Call", "It")
 
 
 def test_a_haystack_without_a_space_still_fits(byte, tmp_path):

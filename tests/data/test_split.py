@@ -30,7 +30,8 @@ def test_rows_of_one_file_are_split_and_never_shared(byte, rows):
     assert (len(train), len(validation)) == (40, 5)
     assert sorted({*train, *validation}) == [f"row {number:02d}" for number in range(20)]
     assert not {*train} & {*validation}
-    assert {*train[:15]} == {*train[15:30]} and train[:15] != train[15:30]
+    assert {*train[:15]} == {*train[15:30]}
+    assert train[:15] != train[15:30]
 
 
 def test_the_split_is_the_seeds(byte, rows):
@@ -41,14 +42,16 @@ def test_the_split_is_the_seeds(byte, rows):
 
 def test_unshuffled_rows_keep_the_order_of_the_file(byte, rows):
     train, validation = jsonl(byte, rows, validation_samples=5, shuffle=False, max_documents=15)
-    assert train == sorted(train) and validation == sorted(validation)
+    assert train == sorted(train)
+    assert validation == sorted(validation)
 
 
 def test_a_validation_file_leaves_the_training_file_whole(byte, rows, tmp_path):
     other = tmp_path / "other.jsonl"
     other.write_text('{"text": "held out"}\n')
     train, validation = jsonl(byte, rows, validation_path=str(other), max_documents=20)
-    assert len({*train}) == 20 and validation == ["held out"]
+    assert len({*train}) == 20
+    assert validation == ["held out"]
 
 
 @pytest.mark.parametrize("asked", [20, 64])

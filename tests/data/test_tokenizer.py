@@ -74,4 +74,5 @@ def test_a_folder_without_a_usable_tokenizer_is_one_clear_line(tmp_path, files):
         (tmp_path / name).write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"^model\.tokenizer=.*: no Hugging Face tokenizer folder") as error:
         load_tokenizer(str(tmp_path))
-    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
