@@ -24,7 +24,7 @@ def row(document: Document, seq_length: int) -> dict[str, np.ndarray]:
     def padded(values: np.ndarray, fill: int = 0) -> np.ndarray:
         return np.pad(values, (0, seq_length - fed), constant_values=fill)
 
-    return {
+    entries = {
         "tokens": padded(document.input_ids[:-1]),
         "labels": padded(np.where(labelled, labels, 0)),
         "loss_mask": padded(labelled.astype(np.float32)),
@@ -34,3 +34,6 @@ def row(document: Document, seq_length: int) -> dict[str, np.ndarray]:
         "documents": padded(np.zeros(fed, dtype=np.int64), fill=-1),
         "document_lengths": np.array([fed]),
     }
+    if document.types is not None:
+        entries["types"] = padded(document.types[:-1].astype(np.int64))
+    return entries

@@ -43,19 +43,22 @@ class Groups:
 
 
 @dataclass(kw_only=True, slots=True)
-class Sample:
-    """What detection saw in one micro-batch on this rank, for a picture of it."""
+class Detection:
+    """What detection found in one micro-batch, on this rank's positions; for pictures, analyses and tests."""
 
     batch: MicroBatch
     score_SB: Tensor
     noise_SB: Tensor
     threshold_N: Tensor
+    delta_SBH: Tensor
+    share: Callable[[Tensor], Tensor]  # cuts one of the batch's entries, sequence first, to the positions above
 
 
 class Detector:
     """Makes deltas, and keeps the sums that describe a step until :meth:`take_sums`.
 
     step_size: called once a micro-batch; lr * beta as it is now.
+    observer: is shown every detection, when set.
     """
 
     NAMES = (
@@ -68,12 +71,13 @@ class Detector:
         scope: ThresholdScope,
         step_size: Callable[[], float],
         groups: Groups,
+        observer: Callable[[Detection], None] | None = None,
     ) -> None:
         self.how = how
         self.scope = scope
         self.step_size = step_size
         self.groups = groups
-        self.sample: Sample | None = None
+        self.observer = observer
         self._sums: Tensor | None = None
         self._spans: list[tuple[object, object]] = []
 
@@ -107,8 +111,19 @@ class Detector:
                 ]
             )
         )
-        self.sample = Sample(batch=batch, score_SB=score_SB, noise_SB=noise_SB, threshold_N=threshold_N)
-        return delta_SBH.to(leaf_SBH.dtype)
+        delta_SBH = delta_SBH.to(leaf_SBH.dtype)
+        if self.observer is not None:
+            self.observer(
+                Detection(
+                    batch=batch,
+                    score_SB=score_SB,
+                    noise_SB=noise_SB,
+                    threshold_N=threshold_N,
+                    delta_SBH=delta_SBH,
+                    share=self.groups.share,
+                )
+            )
+        return delta_SBH
 
     def record_losses(self, losses: list[dict[str, Tensor]], batches: list[MicroBatch]) -> None:
         """Adds what the last pipeline stage's schedule returned: each micro-batch's sum of documents' mean losses.

@@ -22,6 +22,7 @@ class MicroBatch(dict[str, Tensor]):
     label_share: float32 [b, s], one over the number of labels of the token's document; 0 where there is no label.
     documents: int64 [b, s], the document a token belongs to, counted within its row; -1 for padding.
     positions: int64 [b, s], the position in the row.
+    types: int64 [b, s], :class:`nemo_cdt.data.documents.TokenType`, only where the data set knows them.
     document_lengths: int64 [b, D], tokens of each whole document, padding excluded; 0 past the row's last one.
     cu_seqlens: int32 [D + 1], boundaries of packed documents, only where rows are packed (then b = 1).
     """
