@@ -161,6 +161,7 @@ class Optim:
     clip_grad: float = 1.0
     beta1: float = 0.9
     beta2: float = 0.95
+    eps: float = 1e-8
 
 
 @dataclass(kw_only=True, slots=True)

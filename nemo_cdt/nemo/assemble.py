@@ -13,6 +13,7 @@ from megatron.core.optimizer import OptimizerConfig
 from megatron.core.rerun_state_machine import destroy_rerun_state_machine
 from nemo import lightning as nl
 from nemo.collections.common.tokenizers import AutoTokenizer
+from nemo.lightning.callback_group import CallbackGroup
 from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptimizerModule, WarmupPolicyScheduler
 from nemo.utils import AppState, logging
 
@@ -24,6 +25,7 @@ from nemo_cdt.nemo.checkpoints import latest_checkpoint
 from nemo_cdt.nemo.data import DocumentDataModule
 from nemo_cdt.nemo.metrics import JsonLinesLogger
 from nemo_cdt.nemo.model import CDTLlamaModel, llama_config
+from nemo_cdt.nemo.sample import SampleWriter
 from nemo_cdt.nemo.strategy import SynchronizedPrecision, SynchronizedStrategy
 
 
@@ -39,6 +41,8 @@ def fit(config: Config, on_gpu: bool) -> None:
 def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTLlamaModel, DocumentDataModule]:
     """Everything ``trainer.fit`` needs, connected to OUTPUT."""
     output = Path(config.output)
+    # NeMo's telemetry, which only its own `llm.train` configures: under torchrun rank 0 would raise at the first save.
+    CallbackGroup.get_instance().callbacks.clear()
     logging.setLevel(logging.WARNING)
     L.seed_everything(config.trainer.seed, workers=True, verbose=False)
     tokenizer = load_tokenizer(config.model.tokenizer)
@@ -54,7 +58,7 @@ def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTLlamaModel, Docu
     model = CDTLlamaModel(
         model_config, optim=_optimizer(config), tokenizer=AutoTokenizer(str(output / "tokenizer"), use_fast=True)
     )
-    trainer = _trainer(config, on_gpu)
+    trainer = _trainer(config, on_gpu, SampleWriter(output / "sample.json", tokenizer))
     _logger(config, output).setup(trainer, resume_if_exists=True)
     resume = nl.AutoResume(
         resume_from_path=latest_checkpoint(output / "checkpoints") if config.resume else None,
@@ -75,18 +79,18 @@ def tear_down() -> None:
     gc.collect()
 
 
-def _trainer(config: Config, on_gpu: bool) -> nl.Trainer:
+def _trainer(config: Config, on_gpu: bool, sample: SampleWriter) -> nl.Trainer:
     settings, validates = config.trainer, config.trainer.val_interval > 0
     callbacks: list[L.Callback] = [StepMetrics(settings.global_batch_size * config.data.seq_length)]
     if config.objective.name is ObjectiveName.cdt:
-        callbacks.insert(0, ContextDenoising(config.objective))
+        callbacks = [ContextDenoising(config.objective, sample.observe), sample, *callbacks]
     return nl.Trainer(
         accelerator="gpu" if on_gpu else "cpu",
         devices=settings.devices,
         num_nodes=settings.num_nodes,
         max_steps=settings.max_steps,
         val_check_interval=settings.val_interval if validates else None,
-        limit_val_batches=config.data.validation_samples // settings.global_batch_size if validates else 0,
+        limit_val_batches=_validation_micro_batches(config) if validates else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         use_distributed_sampler=False,
@@ -95,6 +99,11 @@ def _trainer(config: Config, on_gpu: bool) -> nl.Trainer:
         plugins=SynchronizedPrecision("bf16-mixed" if settings.precision is Precision.bf16 else "32"),
         callbacks=callbacks,
     )
+
+
+def _validation_micro_batches(config: Config) -> int:
+    """Lightning counts what the loader yields, and that is micro-batches of one data-parallel rank."""
+    return config.data.validation_samples // (config.trainer.micro_batch_size * config.data_parallel)
 
 
 def _strategy(config: Config, on_gpu: bool) -> SynchronizedStrategy:
@@ -127,6 +136,7 @@ def _optimizer(config: Config) -> MegatronOptimizerModule:
             weight_decay=optim.weight_decay,
             adam_beta1=optim.beta1,
             adam_beta2=optim.beta2,
+            adam_eps=optim.eps,
             clip_grad=optim.clip_grad,
             bf16=config.trainer.precision is Precision.bf16,
             use_distributed_optimizer=True,
@@ -149,12 +159,13 @@ def _logger(config: Config, output: Path) -> nl.NeMoLogger:
         tensorboard=TensorBoardLogger(save_dir="tensorboard", name=""),
         extra_loggers=[JsonLinesLogger(output / "metrics.jsonl")],
         ckpt=nl.ModelCheckpoint(
-            monitor="global_step",
+            monitor="steps",
             mode="max",
             save_top_k=2,
             save_last="link",
             every_n_train_steps=config.trainer.checkpoint_interval or config.trainer.max_steps,
-            filename="{step}",
+            filename="step={steps:.0f}",
+            auto_insert_metric_name=False,
             save_optim_on_train_end=True,
         ),
     )

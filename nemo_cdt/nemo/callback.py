@@ -14,7 +14,7 @@ from nemo.utils import logging
 
 from nemo_cdt.config import Objective
 from nemo_cdt.denoise import Denoising
-from nemo_cdt.megatron.detection import Detector, Groups
+from nemo_cdt.megatron.detection import Detection, Detector, Groups
 from nemo_cdt.megatron.microbatch import take
 from nemo_cdt.megatron.schedule import TwoPassSchedule
 
@@ -33,8 +33,9 @@ class WrappedStep(MegatronStep):
 class ContextDenoising(L.Callback):
     """Trains with CDT: each training step detects noise and trains on the denoised embeddings; validation is plain."""
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Objective, observer: Callable[[Detection], None] | None = None) -> None:
         self.objective = objective
+        self.observer = observer
         self.detector: Detector | None = None
         self._told: set[str] = set()
 
@@ -45,6 +46,7 @@ class ContextDenoising(L.Callback):
             objective.threshold_scope,
             lambda: objective.beta * (_learning_rate(trainer) if objective.lr == "scheduled" else objective.lr),
             Groups.of_megatron(pl_module.config.sequence_parallel),
+            self.observer,
         )
 
     def on_megatron_step_start(self, step: MegatronStep) -> MegatronStep:
@@ -101,6 +103,7 @@ class StepMetrics(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         step_time = time.perf_counter() - self._start
+        pl_module.log("steps", float(trainer.global_step), batch_size=1)  # done by now: what a checkpoint is called by
         pl_module.log("step_time", step_time, prog_bar=True, batch_size=1)
         pl_module.log("tokens_per_second", self.tokens_per_step / step_time, prog_bar=True, batch_size=1)
         if "detection_time" in trainer.callback_metrics:

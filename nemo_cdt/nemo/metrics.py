@@ -10,7 +10,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 RENAMED = {"reduced_train_loss": "loss"}
-DROPPED = {"epoch", "step", "global_step", "consumed_samples", "global_batch_size"}
+DROPPED = {"epoch", "step", "global_step", "steps", "consumed_samples", "global_batch_size"}
 
 
 class JsonLinesLogger(Logger):
@@ -31,7 +31,7 @@ class JsonLinesLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         # `step` counts from the step's start, a row names the number of steps done by then.
-        row = {"step": (step or 0) + 1}
+        row = {"step": int(step or 0) + 1}
         row |= {RENAMED.get(k, k): _finite(v) for k, v in metrics.items() if k not in DROPPED}
         if len(row) > 1:
             with self.path.open("a", encoding="utf-8") as file:

@@ -1,17 +1,17 @@
 """One training run: from a validated configuration to a NeMo trainer, and its files in OUTPUT.
 
 Run as a module by torchrun, one process a device:  python -m nemo_cdt.nemo.train OUTPUT/config.yaml
+
+Imports nothing heavy by itself: Megatron's checkpoint writer starts a process that imports the main module again.
 """
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
-from nemo_cdt.config import Accelerator, Config, ObjectiveName, Precision, Schedule, load
+from nemo_cdt.config import Accelerator, Config, load
+from nemo_cdt.mistakes import reported
 
 
 def train(config: Config) -> None:
@@ -27,6 +27,8 @@ def train(config: Config) -> None:
 
 def uses_gpu(accelerator: Accelerator) -> bool:
     """Whether a run trains on GPUs: ``auto`` takes one where torch sees one."""
+    import torch
+
     if accelerator is Accelerator.gpu and not torch.cuda.is_available():
         raise ValueError("trainer.accelerator=gpu, but torch sees no GPU; set trainer.accelerator=cpu, or auto")
     return accelerator is not Accelerator.cpu and torch.cuda.is_available()
@@ -50,7 +52,8 @@ def _fit(config: Config, on_gpu: bool) -> None:
 
 
 def main() -> None:
-    train(load(Path(sys.argv[1])))
+    with reported():
+        train(load(Path(sys.argv[1])))
 
 
 if __name__ == "__main__":

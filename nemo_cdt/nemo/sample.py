@@ -1,0 +1,58 @@
+"""``sample.json``: what detection made of one document of the last step, for the report's heat map."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from megatron.core import parallel_state
+from transformers import PreTrainedTokenizerBase
+
+from nemo_cdt.megatron.detection import Detection
+
+
+class SampleWriter(L.Callback):
+    """Remembers the last detection, and writes its first row's first document when training ends.
+
+    Each rank knows its own positions of it; rank 0 puts them together.
+    """
+
+    def __init__(self, path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.path = path
+        self.tokenizer = tokenizer
+        self._last: Detection | None = None
+
+    def observe(self, detection: Detection) -> None:
+        self._last = detection
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        mine = self._tokens() if self._last and parallel_state.get_data_parallel_rank() == 0 else {}
+        everyone: list[dict[int, dict]] = [{}] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(everyone, mine)
+        merged = {position: token for tokens in everyone for position, token in tokens.items()}
+        if trainer.is_global_zero and merged:
+            self.path.write_text(json.dumps(self._sample(trainer.global_step, merged)), encoding="utf-8")
+
+    def _tokens(self) -> dict[int, dict[str, Any]]:
+        """This rank's tokens of the document, by their position in the row."""
+        assert self._last is not None
+        batch, score_SB, noise_SB = self._last.batch, self._last.score_SB, self._last.noise_SB
+        columns = {k: batch[k][:1].t() for k in ("positions", "documents", "tokens", "loss_mask", "types") if k in batch}
+        columns = {k: self._last.share(v)[:, 0].tolist() for k, v in columns.items()}
+        columns |= {"scores": score_SB[:, 0].tolist(), "noise": noise_SB[:, 0].tolist()}
+        rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+        threshold = float(self._last.threshold_N[0])
+        return {row["positions"]: row | {"threshold": threshold} for row in rows if row["documents"] == 0}
+
+    def _sample(self, step: int, by_position: dict[int, dict[str, Any]]) -> dict[str, Any]:
+        rows = [by_position[position] for position in sorted(by_position)]
+        return {
+            "step": step,
+            "tokens": [self.tokenizer.decode([row["tokens"]]) for row in rows],
+            "types": [row["types"] for row in rows] if "types" in rows[0] else None,
+            "scores": [row["scores"] for row in rows],
+            "threshold": rows[0]["threshold"],
+            "noise": [row["noise"] for row in rows],
+            "labels": [bool(row["loss_mask"]) for row in rows],
+        }

@@ -1,0 +1,68 @@
+"""Runs a function on N ranks as torchrun would start them, in processes forked from one that has imported NeMo."""
+
+import multiprocessing
+import os
+import socket
+import sys
+import traceback
+import types
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["tests.preload"])
+
+
+def on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, timeout: float = 300) -> list[Any]:
+    """``function(*arguments)`` on every rank; what each returned, by rank. A rank's failure is raised here, named."""
+    results = _context.Queue()
+    port = _free_port()
+    processes = [
+        _context.Process(target=_run, args=(function, rank, world_size, port, arguments, results), daemon=False)
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    found: dict[int, Any] = {}
+    try:
+        while len(found) < world_size:
+            rank, ok, value = results.get(timeout=timeout)
+            if not ok:
+                raise RuntimeError(f"rank {rank} of {world_size} failed:\n{value}")
+            found[rank] = value
+    finally:
+        for process in processes:
+            if len(found) < world_size:
+                process.kill()
+            process.join()
+    return [found[rank] for rank in range(world_size)]
+
+
+def _run(function: Callable, rank: int, world_size: int, port: int, arguments: tuple, results: Any) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_WORLD_SIZE=str(world_size),
+        GROUP_RANK="0",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        TORCHELASTIC_RUN_ID="tests",
+    )
+    # Megatron's checkpoint writer spawns a process that would import pytest's main module again, and with it torch.
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        results.put((rank, True, function(*arguments)))
+    except BaseException:
+        results.put((rank, False, traceback.format_exc()))
+
+
+def _free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]

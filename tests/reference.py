@@ -1,0 +1,79 @@
+"""The independent reference: CDT on one Hugging Face Llama in fp32, with plain autograd and torch's AdamW.
+
+Written from design.md section 1 and nothing else; it shares no code with nemo_cdt.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from transformers import LlamaForCausalLM
+
+
+@dataclass
+class ReferenceStep:
+    loss: float
+    masks: list[torch.Tensor]  # bool [n - 1] a document
+    deltas: list[torch.Tensor]  # [n - 1, hidden] a document
+    gradients: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def cosine(lr: float, min_lr: float, max_steps: int):
+    return lambda step: min_lr + 0.5 * (lr - min_lr) * (1 + math.cos(math.pi * step / max_steps))
+
+
+class ReferenceCDT:
+    """beta=None trains plain cross-entropy."""
+
+    def __init__(self, model: LlamaForCausalLM, lr, *, beta, weight_decay, clip_grad, eps, normalization="gradient", rho=0.0):
+        self.model, self.lr, self.beta, self.clip_grad, self.steps = model, lr, beta, clip_grad, 0
+        self.normalization, self.rho = normalization, rho
+        decayed = [p for p in model.parameters() if p.dim() > 1]
+        kept = [p for p in model.parameters() if p.dim() == 1]
+        self.adam = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}],
+            lr=lr(0),
+            betas=(0.9, 0.95),
+            eps=eps,
+        )
+
+    def losses(self, embeddings, labels):
+        """Cross-entropy of every labelled position, in order."""
+        logits = self.model(inputs_embeds=embeddings[None]).logits[0]
+        return torch.nn.functional.cross_entropy(logits.float(), labels, ignore_index=-100, reduction="none")[labels != -100]
+
+    def detect(self, tokens, labels, lr):
+        table = self.model.get_input_embeddings()
+        embeddings = table(tokens).detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(self.losses(embeddings, labels).mean(), embeddings)
+        norms = gradient.norm(dim=-1)
+        noise = norms < norms.mean()
+        if self.normalization == "relative":
+            step = self.rho * embeddings.detach().norm(dim=-1, keepdim=True) * gradient / norms[:, None]
+        else:
+            step = lr * self.beta * gradient
+        return noise, torch.where(noise[:, None], -step, 0.0)
+
+    def step(self, documents) -> ReferenceStep:
+        """documents: (input_ids, labels) of n tokens each, Hugging Face's convention."""
+        lr = self.lr(self.steps)
+        masks, deltas, total, count = [], [], 0.0, 0
+        for input_ids, labels in documents:
+            tokens, labels = input_ids[:-1], labels[1:]
+            noise, delta = torch.zeros(len(tokens), dtype=torch.bool), torch.zeros(1)
+            if self.beta is not None:
+                noise, delta = self.detect(tokens, labels, lr)
+            masks.append(noise)
+            deltas.append(delta)
+            losses = self.losses(self.model.get_input_embeddings()(tokens) + delta, labels)
+            total, count = total + losses.sum(), count + len(losses)
+        loss = total / count
+        self.adam.zero_grad()
+        loss.backward()
+        gradients = {name: p.grad.clone() for name, p in self.model.named_parameters()}
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
+        for group in self.adam.param_groups:
+            group["lr"] = lr
+        self.adam.step()
+        self.steps += 1
+        return ReferenceStep(loss.item(), masks, deltas, gradients)

@@ -1,0 +1,69 @@
+"""The small runs that the parity tests share: a tiny Llama, a file of documents, a few steps."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nemo_cdt import config as c
+
+VOCABULARY = 128
+ADAM_EPS = 1e-6
+"""Above the rounding of a gradient: with Adam's 1e-8 an element whose gradient is nothing but rounding moves by lr."""
+TINY = c.Model(
+    name="test",
+    num_layers=2,
+    hidden_size=64,
+    ffn_hidden_size=128,
+    num_attention_heads=4,
+    num_query_groups=2,
+    vocab_size=VOCABULARY,
+    init_std=0.1,  # large enough for embedding gradients that differ between tokens
+)
+
+
+def write_documents(path: Path, *, kind: str, count: int, longest: int, seed: int = 0) -> list[tuple]:
+    """Random documents of uneven length: ``sft`` labels 1 to 5 tokens of each at its end, ``lm`` all. Returns them."""
+    rng = np.random.default_rng(seed)
+    documents = []
+    with path.open("w") as file:
+        for _ in range(count):
+            ids = rng.integers(0, VOCABULARY, size=rng.integers(longest // 2, longest + 1))
+            labels = ids.copy()
+            if kind == "sft":
+                labels[: -rng.integers(1, 6)] = -100
+            file.write(json.dumps({"input_ids": ids.tolist(), "labels": labels.tolist()}) + "\n")
+            documents.append((torch.tensor(ids), torch.tensor(labels)))
+    return documents
+
+
+def small_run(
+    output: Path,
+    documents: Path,
+    *,
+    steps: int = 3,
+    global_batch: int = 4,
+    micro_batch: int = 1,
+    beta: float = 1000.0,
+    name: c.ObjectiveName = c.ObjectiveName.cdt,
+    **changes: object,
+) -> c.Config:
+    """fp32, one process. ``lr * beta`` is 0.2 at the start: large, so that a wrong delta moves the weights visibly."""
+    fields: dict = {
+        "name": "test",
+        "output": str(output),
+        "report": False,
+        "model": TINY,
+        "objective": c.Objective(name=name, beta=beta),
+        "data": c.Data(name=c.DataName.jsonl, path=str(documents), seq_length=64, validation_samples=4, shuffle=False),
+        "trainer": c.Trainer(
+            max_steps=steps,
+            global_batch_size=global_batch,
+            micro_batch_size=micro_batch,
+            precision=c.Precision.fp32,
+            accelerator=c.Accelerator.cpu,
+        ),
+        "optim": c.Optim(lr=2e-4, min_lr=2e-5, weight_decay=0.1, clip_grad=1.0, eps=ADAM_EPS),
+    }
+    return c.Config(**(fields | changes))
