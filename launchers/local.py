@@ -1,17 +1,15 @@
-"""Train with this machine's processes: one as a plain child, several by NeMo-Run's local executor and torchrun.
-
-A run is always a child process. NeMo and Megatron keep global state that outlives a trainer, so the points of a
-sweep and the run of ``compare_to`` could not follow one another in one process.
-"""
+"""Train with this machine's processes: this one alone, or several by NeMo-Run's local executor and torchrun."""
 
 import os
+import re
 import signal
-import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from nemo_cdt.config import Config, Export, save
@@ -52,41 +50,57 @@ def _baseline(config: Config) -> list[Config]:
 
 
 def _train(config: Config) -> None:
-    """Train one run in child processes; SystemExit with their exit code where they fail."""
+    """Train one run; where it fails before it wrote anything, OUTPUT is free for the next."""
     file = Path(config.output, "config.yaml")
     save(config, file)
-    status = _one(file) if config.trainer.world_size == 1 else _several(file, config.trainer.devices)
-    if status != 0:
-        _forget(file)
-        raise SystemExit(status)
+    try:
+        if config.trainer.world_size == 1:
+            from nemo_cdt.nemo.train import train
+
+            train(config)
+        else:
+            _train_in_processes(file, config.trainer.devices)
+    except BaseException:
+        if list(file.parent.iterdir()) == [file]:
+            file.unlink()
+            file.parent.rmdir()
+        raise
 
 
-def _one(file: Path) -> int:
-    process = subprocess.Popen([sys.executable, "-m", TRAIN, file], start_new_session=True)
-    with _passing_signals(process.send_signal):
-        status = process.wait()
-    if status < 0:
-        print(f"error: training was killed by {signal.Signals(-status).name}", file=sys.stderr)
-    return abs(status)
+def _train_in_processes(file: Path, devices: int) -> None:
+    """SystemExit where they fail: with 2 for the mistake of a user that one of them names, else with 1."""
+    records = Path(tempfile.mkdtemp(dir=_nemo_run_home().name))
+    warnings.filterwarnings("ignore", "The pynvml package is deprecated")
+    import nemo_run
+
+    executor = nemo_run.LocalExecutor(ntasks_per_node=devices, launcher="torchrun", env_vars=_environment())
+    script = nemo_run.Script(path=TRAIN, m=True, entrypoint="python", args=[str(file)])
+    experiment = nemo_run.Experiment(
+        "train", executor, log_level="ERROR", base_dir=str(records), clean_mode=True, skip_status_at_exit=True
+    )
+    with _ending_on_signals(lambda: experiment.cancel("train")), experiment:
+        experiment.add(script, name="train")
+        experiment.run(tail_logs=True)
+    if experiment.jobs[0].state.name != "SUCCEEDED":
+        mistake = _mistake(records)
+        print(mistake or f"error: training in {devices} processes failed, for the reason above", file=sys.stderr)
+        raise SystemExit(2 if mistake else 1)
 
 
-def _several(file: Path, devices: int) -> int:
-    with tempfile.TemporaryDirectory(prefix="nemo_run-") as home:
-        os.environ["NEMORUN_HOME"] = home  # read at import; the default is in the user's home folder
-        import nemo_run
+@cache
+def _nemo_run_home() -> tempfile.TemporaryDirectory[str]:
+    """NeMo-Run's records of jobs: it would keep them in the user's home folder. It reads where when first imported."""
+    home = tempfile.TemporaryDirectory(prefix="nemo_run-")
+    os.environ["NEMORUN_HOME"] = home.name
+    return home
 
-        executor = nemo_run.LocalExecutor(ntasks_per_node=devices, launcher="torchrun", env_vars=_environment())
-        script = nemo_run.Script(path=TRAIN, m=True, entrypoint="python", args=[str(file)])
-        experiment = nemo_run.Experiment(
-            "train", executor, log_level="ERROR", base_dir=home, clean_mode=True, skip_status_at_exit=True
-        )
-        with _passing_signals(lambda _: experiment.cancel("train")), experiment:
-            experiment.add(script, name="train")
-            experiment.run(tail_logs=True)
-        if experiment.jobs[0].state.name == "SUCCEEDED":
-            return 0
-    print(f"error: training in {devices} processes failed, for the reason above", file=sys.stderr)
-    return 1
+
+def _mistake(logs: Path) -> str | None:
+    """The user's mistake that a rank reported before torchrun told, at length, that the rank had ended."""
+    for log in logs.rglob("combined.log"):
+        if found := re.search(r"^\[default\d+\]:(error: .+)$", log.read_text(errors="replace"), re.MULTILINE):
+            return found.group(1)
+    return None
 
 
 def _environment() -> dict[str, str]:
@@ -96,15 +110,15 @@ def _environment() -> dict[str, str]:
 
 
 @contextmanager
-def _passing_signals(send: Callable[[int], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM go to the children, which are in sessions of their own; then this process ends too."""
+def _ending_on_signals(end: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM do not reach torchrun, which has a session of its own: ``end`` it, then this process."""
     received: list[int] = []
 
-    def pass_on(signum: int, _frame: object) -> None:
+    def on_signal(signum: int, _frame: object) -> None:
         received.append(signum)
-        send(signum)
+        end()
 
-    before = {signum: signal.signal(signum, pass_on) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.signal(signum, on_signal) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
@@ -112,13 +126,6 @@ def _passing_signals(send: Callable[[int], None]) -> Iterator[None]:
             signal.signal(signum, handler)
     if received:
         raise SystemExit(128 + received[0])
-
-
-def _forget(file: Path) -> None:
-    """A run that failed before it wrote anything leaves OUTPUT free for the next."""
-    if list(file.parent.iterdir()) == [file]:
-        file.unlink()
-        file.parent.rmdir()
 
 
 def _written(output: Path) -> list[str]:

@@ -29,8 +29,9 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
 def _unknown(key: str) -> str:
     parent, _, name = key.rpartition(".")
     known = [*GROUPS_WITHOUT_KEYS, *(known_key for known_key, _ in walk(Config()))]
-    near = [known_key for known_key in known if known_key.endswith(f".{name}")] or get_close_matches(key, known, n=1)
+    siblings = {sibling.rpartition(".")[2]: sibling for sibling in known if sibling.rpartition(".")[0] == parent}
+    elsewhere = [known_key for known_key in known if known_key.endswith(f".{name}")]
+    near = [siblings[match] for match in get_close_matches(name, siblings, n=1)] or elsewhere
     if near:
         return f"unknown key {key}: did you mean {' or '.join(near)}?"
-    siblings = [known_key for known_key in known if known_key.rpartition(".")[0] == parent]
-    return f"unknown key {key}: {parent or 'the configuration'} has {', '.join(siblings)}"
+    return f"unknown key {key}: {parent or 'a run'} has {', '.join(siblings)}"

@@ -179,7 +179,9 @@ def _check_data(config: Config) -> None:
     if data.name is DataName.multihop:
         _require(bool(data.hops) and set(data.hops) <= HOPS, f"data.hops={data.hops}: set it to [3], [4] or [3,4]")
     if data.name is DataName.jsonl:
-        _require(data.path is not None, "data=jsonl has no rows: set data.path=FILE")
+        _require(
+            data.path is not None, "data.path=null with data=jsonl, which has no rows of its own: set data.path=FILE"
+        )
     _require(
         interval == 0 or data.validation_samples > 0 or data.validation_path is not None,
         f"data.validation_samples=0 with trainer.val_interval={interval}: set trainer.val_interval=0",
@@ -226,6 +228,8 @@ def _check_hf_llama(folder: Path) -> None:
 
 def _check_output(config: Config) -> None:
     output = Path(config.output)
+    for name, value in (("name", config.name), ("output", config.output)):
+        _require(value != "", f"{name} is empty: set {name} to a name of the run's own")
     _require(
         config.resume or not (output / "config.yaml").exists(),
         f"output={output} already holds a run: set resume=true to continue it, or another output",

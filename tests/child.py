@@ -1,0 +1,27 @@
+"""What the launcher's tests start in place of a training: each rank reads the run's name to know how to end."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from nemo_cdt.config import load
+from nemo_cdt.mistakes import reported
+
+
+def main() -> None:
+    config = load(sys.argv[1])
+    rank = os.environ["RANK"]
+    Path(config.output, f"pid{rank}").write_text(str(os.getpid()))
+    print(f"rank {rank} of {os.environ['WORLD_SIZE']}", flush=True)
+    with reported():
+        if config.name == "mistake":
+            Path("/rows/that/are/not/there.jsonl").read_text()
+    if config.name == "bug" and rank == "1":
+        raise RuntimeError("a bug of rank 1")
+    if config.name == "endless":
+        time.sleep(600)
+
+
+if __name__ == "__main__":
+    main()

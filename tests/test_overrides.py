@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from nemo_cdt.config import Config, typed
+from nemo_cdt.overrides import explain
+from nemo_cdt.validation import validate
+
+CONF = Path(__file__).parents[1] / "conf"
+OPTIONS = [f"{file.parent.name}={file.stem}" for file in sorted(CONF.glob("*/*.yaml"))]
+
+
+@pytest.fixture(autouse=True)
+def hydra(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    ConfigStore.instance().store(name="schema", node=Config)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def composed(*overrides: str) -> Config:
+    return typed(compose("config", overrides=list(overrides)))
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_of_every_group_composes_to_a_run(option):
+    validate(composed(option, "data.path=rows.jsonl", "compare_to=null"))
+
+
+def test_without_arguments_the_run_is_the_demo():
+    config = composed()
+
+    assert (config.name, config.output, config.export.hf) == ("demo", "runs/demo", "runs/demo/hf")
+    assert config == composed("experiment=demo")
+
+
+def test_a_group_on_the_command_line_wins_over_the_experiment_and_a_key_over_both():
+    config = composed("experiment=sft", "model=tiny", "trainer.max_steps=7", "name=mine")
+
+    assert (config.model.name, config.trainer.max_steps, config.output) == ("tiny", 7, "runs/mine")
+
+
+def test_llama31_8b_is_what_its_name_says():
+    model = composed("model=llama31_8b").model
+    hidden, ffn, vocab = model.hidden_size, model.ffn_hidden_size, model.vocab_size
+    kv = hidden // model.num_attention_heads * model.num_query_groups
+    layer = 2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * ffn + 2 * hidden
+
+    expected = 8_030_261_248  # the parameters of meta-llama/Llama-3.1-8B
+    assert model.num_layers * layer + 2 * vocab * hidden + hidden == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("trainer.max_step=5", "unknown key trainer.max_step: did you mean trainer.max_steps?"),
+        ("traner.max_steps=5", "unknown key traner: did you mean trainer?"),
+        ("beta=5", "unknown key beta: did you mean objective.beta?"),
+        ("modle=tiny", "unknown key modle: did you mean model?"),
+        ("+parallel.zzz=1", "parallel has tensor, pipeline, virtual_pipeline, context, sequence"),
+        ("model=huge", "model=huge does not exist: choose model=llama31_8b|tiny"),
+        ("objective.name=sft", "objective.name: Invalid value 'sft', expected one of [cdt, ce]"),
+        ("trainer.max_steps=five", "trainer.max_steps: Value 'five' of type 'str' could not be converted to Integer"),
+        ("trainer.max_steps=2.5", "trainer.max_steps: Value '2.5' of type 'float' could not be converted"),
+        ("trainer.max_steps=null", "trainer.max_steps: field 'trainer.max_steps' is not Optional"),
+        ("output=${nope}", "output: Interpolation key 'nope' not found"),
+        ("max_steps", "Error parsing override 'max_steps' missing EQUAL at '<EOF>'"),
+        ("trainer.seed=1,2", "To sweep over it, add --multirun to your command line"),
+    ],
+)
+def test_a_mistyped_override_is_one_line_that_says_what_there_is(override, expected):
+    with pytest.raises((HydraException, OmegaConfBaseException)) as raised:
+        composed(override)
+
+    assert expected in " ".join(explain(raised.value).split())

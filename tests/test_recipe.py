@@ -1,0 +1,87 @@
+"""The recipe as a user starts it: a process, its exit code, its lines."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RECIPE = Path(__file__).parents[1] / "recipes/cdt_llama31.py"
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def recipe(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(RECIPE), *arguments], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("trainer.max_step=5", "error: unknown key trainer.max_step: did you mean trainer.max_steps?\n"),
+        ("+trainer.zzz=5 model=tiny", "error: unknown key trainer.zzz: trainer has max_steps,"),
+        ("model=huge", "error: model=huge does not exist: choose model=llama31_8b|tiny\n"),
+        ("trainer.max_steps=five", "error: trainer.max_steps: Value 'five' of type 'str'"),
+        ("trainer.devices=3 parallel.tensor=2", "error: trainer.devices=3 * trainer.num_nodes=1 must be a multiple"),
+        ("data=jsonl data.path=/not/there", "error: data.path=/not/there does not exist\n"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2_and_leaves_nothing(tmp_path, arguments, expected):
+    done = recipe(*arguments.split())
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(expected)
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_costs_no_import_of_torch():
+    code = f"""
+import runpy, sys
+sys.argv = ["recipe", "trainer.global_batch_size=0"]
+try:
+    runpy.run_path({str(RECIPE)!r}, run_name="__main__")
+except SystemExit as exit:
+    print(exit.code, *sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    status, *modules = done.stdout.split()
+
+    assert status == "2"
+    assert not {"torch", "nemo", "megatron", "nemo_run", "transformers", "numpy"} & set(modules)
+
+
+def test_help_shows_the_groups_and_every_key():
+    done = recipe("--help")
+
+    assert done.returncode == 0
+    assert "experiment: demo, sft" in done.stdout
+    assert "model: llama31_8b, tiny" in done.stdout
+    for key in ("threshold_scope: document", "virtual_pipeline: null", "checkpoint_interval:", "resume: false"):
+        assert key in done.stdout
+
+
+def test_cfg_job_prints_the_configuration_and_runs_nothing(tmp_path):
+    done = recipe("--cfg", "job", "--resolve", "name=mine", "objective.beta=3")
+
+    assert done.returncode == 0
+    assert "beta: 3.0" in done.stdout
+    assert "hf: runs/mine/hf" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_points_of_a_sweep_have_folders_of_their_own_in_output(tmp_path):
+    """Both points are refused, because a run is there: the line names the folder."""
+    for beta in (0, 1):
+        point = tmp_path / f"all/objective.beta={beta}"
+        point.mkdir(parents=True)
+        (point / "config.yaml").touch()
+
+    for beta in (0, 1):
+        done = recipe("-m", f"objective.beta={beta},7", "output=all")
+
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: output=all/objective.beta={beta} already holds a run")

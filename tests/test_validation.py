@@ -1,0 +1,141 @@
+import json
+import re
+
+import pytest
+from omegaconf import OmegaConf
+
+from nemo_cdt.config import Config, typed
+from nemo_cdt.validation import validate
+
+
+def run(*overrides: str) -> Config:
+    return typed(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.from_dotlist(list(overrides))))
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_defaults_are_a_run():
+    validate(Config())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "trainer.devices=2 parallel.tensor=2 parallel.sequence=true",
+        "trainer.devices=4 parallel.pipeline=2 parallel.virtual_pipeline=2 trainer.global_batch_size=4",
+        "trainer.devices=4 parallel.context=4 data.seq_length=1024",
+        "objective.lr=1e-5",
+        "objective.beta=0",
+        "compare_to=ce",
+        "model.rope_scaling=null model.vocab_size=384",
+        "trainer.precision=bf16 trainer.accelerator=cpu",
+    ],
+)
+def test_a_run_that_can_be_is_accepted(overrides):
+    validate(run(*overrides.split()))
+
+
+REFUSED = {
+    # numbers
+    "trainer.max_steps=0": "set it to a number above 0",
+    "trainer.micro_batch_size=-1": "set it to a number above 0",
+    "model.vocab_size=0": "set it to a number above 0",
+    "optim.lr=0": "set it to a number above 0",
+    "optim.lr=.nan": "set it to a number above 0",
+    "objective.beta=-1": "set it to 0 or more",
+    "objective.beta=.inf": "set it to 0 or more",
+    "trainer.val_interval=-1": "set it to 0 or more",
+    "model.rope_scaling.factor=0": "set it to a number above 0",
+    # the model
+    "model.hidden_size=130": "set model.hidden_size=128",
+    "model.num_query_groups=3": "set model.num_query_groups to 1, 2, 4",
+    # the layout
+    "parallel.tensor=4 trainer.devices=4": "set parallel.tensor to 1, 2",
+    "parallel.tensor=2 trainer.devices=2 model.vocab_size=385": "set parallel.tensor to 1",
+    "parallel.tensor=2 trainer.devices=2 model.ffn_hidden_size=383": "set parallel.tensor to 1",
+    "parallel.sequence=true": "set parallel.sequence=false",
+    "parallel.virtual_pipeline=2": "set parallel.virtual_pipeline=null",
+    "parallel.pipeline=2 trainer.devices=2 parallel.virtual_pipeline=1": "set parallel.virtual_pipeline=null",
+    "parallel.pipeline=3 trainer.devices=3": "set model.num_layers=3",
+    "parallel.pipeline=2 trainer.devices=2 parallel.virtual_pipeline=2 model.num_layers=6": "set model.num_layers=8",
+    "trainer.num_nodes=2": "set trainer.num_nodes=1",
+    "trainer.devices=3 parallel.tensor=2": "set trainer.devices=4",
+    "parallel.context=2": "set trainer.devices=2",
+    # the batch
+    "trainer.global_batch_size=7 trainer.micro_batch_size=2": "set trainer.global_batch_size=8",
+    "trainer.global_batch_size=1 trainer.devices=4": "set trainer.global_batch_size=4",
+    "parallel.pipeline=2 parallel.virtual_pipeline=2 trainer.devices=2 trainer.global_batch_size=5": (
+        "set trainer.global_batch_size=6"
+    ),
+    # lengths
+    "data.seq_length=200000": "set data.seq_length=131072 or less",
+    "data.seq_length=1022 parallel.context=2 trainer.devices=2": "set data.seq_length=1024",
+    "data.seq_length=1023 parallel.tensor=2 parallel.sequence=true trainer.devices=2": "set data.seq_length=1024",
+    "data.seq_length=1020 parallel.context=2 parallel.tensor=2 parallel.sequence=true trainer.devices=4": (
+        "2 * parallel.context * parallel.tensor = 8: set data.seq_length=1024"
+    ),
+    "data.seq_length=1023 model.max_positions=1023 parallel.context=2 trainer.devices=2": "set data.seq_length=1020",
+    # objective and optimizer
+    "objective.lr=schedule": "set it to scheduled or to a number above 0",
+    "objective.lr=true": "set it to scheduled or to a number above 0",
+    "objective.lr=-1e-5": "set it to a number above 0",
+    "compare_to=cdt": "set compare_to=null",
+    "optim.min_lr=1": "set optim.min_lr=1e-05 or less",
+    "optim.warmup_steps=100": "set optim.warmup_steps=99 or less",
+    "optim.beta2=1": "set it below 1",
+    # data
+    "data.hops=[2]": "set it to [3], [4] or [3,4]",
+    "data.hops=[]": "set it to [3], [4] or [3,4]",
+    "data.name=jsonl data.path=null": "set data.path=FILE",
+    "data.path=/not/there": "does not exist",
+    "data.name=jsonl data.path=.": "data.path=. is no file",
+    "data.name=jsonl data.path=rows data.validation_path=/not/there": "data.validation_path=/not/there does not exist",
+    "data.name=jsonl data.path=empty": "data.path=empty is empty",
+    "data.validation_samples=0 trainer.val_interval=5": "set trainer.val_interval=0",
+    # where weights come from
+    "init.hf=llama init.nemo=llama": "set one of them to null",
+    "init.hf=/not/there": "init.hf=/not/there is no folder",
+    "init.nemo=/not/there": "init.nemo=/not/there is no folder",
+    "init.hf=.": "init.hf=. is no Hugging Face model",
+    "init.hf=bert": "init.hf=bert is a bert model",
+    "init.hf=llama": "set model.tokenizer=llama",
+    "model.tokenizer=gpt2": "model.tokenizer=gpt2 is no folder",
+    # where a run goes
+    "output=old": "set resume=true to continue it, or another output",
+    "output=rows/run": "is a file",
+    "output=''": "output is empty",
+    "export.hf=llama": "export.hf=llama is not empty",
+    "init.hf=llama model.tokenizer=llama export.hf=./llama": "is init.hf itself",
+}
+
+
+@pytest.mark.parametrize("overrides", REFUSED)
+def test_a_run_that_cannot_be_is_refused_in_one_line_that_names_the_key_and_the_way_out(tmp_path, overrides):
+    (tmp_path / "rows").write_text("{}")
+    (tmp_path / "empty").touch()
+    for kind in ("llama", "bert"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "config.json").write_text(json.dumps({"model_type": kind}))
+        (tmp_path / kind / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/config.yaml").touch()
+    expected = REFUSED[overrides]
+
+    with pytest.raises(ValueError, match=re.escape(expected)) as raised:
+        validate(run(*overrides.split()))
+
+    line = str(raised.value)
+    assert "\n" not in line
+    assert any(override.partition("=")[0].rpartition(".")[2] in line for override in overrides.split())
+
+
+def test_resume_takes_up_a_run_or_starts_one(tmp_path):
+    validate(run("output=new", "resume=true"))
+    (tmp_path / "old/hf").mkdir(parents=True)
+    (tmp_path / "old/config.yaml").touch()
+    (tmp_path / "old/hf/config.json").touch()
+
+    validate(run("output=old", "resume=true", "export.hf=old/hf"))
