@@ -34,7 +34,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@touch $@
 
 container:
-	$(PIP) install --no-deps nemo-toolkit==2.7.3 megatron-core==0.15.3 nemo-run==0.11.1 hydra-core==1.3.2 omegaconf==2.3.0
+	$(PIP) install --no-deps nemo-toolkit==2.7.3 megatron-core==0.15.3 nemo-run==0.11.1
+	python -c 'import hydra' || $(PIP) install hydra-core==1.3.2
 	$(PIP) install --no-deps --editable .
 	nemo-cdt doctor
 
