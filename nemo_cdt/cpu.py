@@ -105,7 +105,8 @@ def _set_rng_state(state: torch.Tensor, *_: Any, **__: Any) -> None:
 
 _CUDA: dict[str, Any] = {
     "device_count": lambda: 1,  # NeMo seeds Megatron's RNG tracker only where it sees a device
-    "current_device": lambda: CPU,
+    "current_device": _zero,
+    "is_initialized": lambda: True,  # NeMo asserts it when it restores a checkpoint
     "set_device": _nothing,
     "synchronize": _nothing,
     "empty_cache": _nothing,

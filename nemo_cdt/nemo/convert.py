@@ -1,0 +1,56 @@
+"""A Hugging Face Llama into a NeMo checkpoint, or back, without loss: what is in the source is in the destination.
+
+Weights keep their precision and their vocabulary, so that there and back again is the identity, bit for bit.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+
+from nemo_cdt.folders import new_folder
+
+
+def convert(source: Path, destination: Path) -> None:
+    """``source`` decides the direction: a Hugging Face folder, or a NeMo checkpoint such as ``checkpoints/step=99``.
+
+    Runs in one process on the CPU, with one copy of the weights in memory. Writes ``destination`` whole or not at all.
+
+    Raises:
+        ValueError: where ``source`` is neither, is no Llama or lacks a weight, or ``destination`` is not empty.
+    """
+    from_hf = (source / "config.json").is_file()
+    if not (from_hf or (source / "weights").is_dir()):
+        raise ValueError(
+            f"{source} has no config.json, as a Hugging Face model has, and no weights folder, as a NeMo checkpoint"
+        )
+    with new_folder(destination) as folder, _cuda_answered():
+        (_import if from_hf else _export)(source, folder)
+
+
+def _cuda_answered() -> AbstractContextManager[None]:
+    """Megatron asks CUDA while it saves; where there is none, it must be first imported inside."""
+    if torch.cuda.is_available():
+        return nullcontext()
+    from nemo_cdt.cpu import cuda_on_cpu
+
+    return cuda_on_cpu()
+
+
+def _import(source: Path, folder: Path) -> None:
+    from nemo_cdt.nemo import distributed, huggingface
+    from nemo_cdt.nemo.llama_weights import to_megatron
+
+    model = huggingface.read_model(source)
+    weights = to_megatron(huggingface.read_weights(source), model, where=source)
+    distributed.write(folder, weights, model, tokenizer=source)
+
+
+def _export(source: Path, folder: Path) -> None:
+    from nemo_cdt.nemo import distributed, huggingface
+    from nemo_cdt.nemo.llama_weights import to_huggingface
+
+    model = distributed.read_model(source)
+    weights = distributed.read_weights(source, model)
+    huggingface.copy_tokenizer(source / "context/tokenizer", folder)
+    huggingface.save(folder, to_huggingface(weights, model, where=source), model)

@@ -1,0 +1,199 @@
+"""A NeMo checkpoint folder, without a model: ``weights/`` in Megatron's distributed format, ``context/`` beside it.
+
+The format names weights as Transformer Engine's layers do, whichever layers saved them, keeps those of all layers in
+one tensor [layers, ...], and is independent of the layout (TP, PP, DP) that saved or will load it.
+"""
+
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+import yaml
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from nemo_cdt.config import Config, Model, RopeScaling
+from nemo_cdt.nemo.huggingface import copy_tokenizer, has_tokenizer
+from nemo_cdt.nemo.llama_weights import Shape, megatron_shapes, require
+
+PREFIX = "module."
+EMBEDDING = "embedding.word_embeddings.weight"
+EXTRA_STATES = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
+
+REQUIRED = {
+    "normalization": "RMSNorm",
+    "layernorm_zero_centered_gamma": False,
+    "gated_linear_unit": True,
+    "activation_func": {"_target_": "torch.nn.functional.silu", "_call_": False},
+    "add_bias_linear": False,
+    "add_qkv_bias": False,
+    "qk_layernorm": False,
+    "multi_latent_attention": False,
+    "num_moe_experts": None,
+    "window_size": None,
+    "softmax_scale": None,
+    "position_embedding_type": "rope",
+    "rotary_percent": 1.0,
+    "rotary_interleaved": False,
+    "seq_len_interpolation_factor": None,
+}
+"""What Hugging Face's Llama takes for granted, as NeMo's config says it."""
+
+
+def read_model(checkpoint: Path) -> Model:
+    """The architecture in ``context/``, with the vocabulary size of the embedding that was saved.
+
+    Raises:
+        ValueError: for what is no finished NeMo checkpoint, or one of another model than a Llama.
+    """
+    saved, config = _saved(checkpoint), _config(checkpoint)
+    if missing := [name for name in ("num_attention_heads", "rotary_base") if name not in config]:
+        raise ValueError(f"{checkpoint} holds no Llama: its config has no {missing[0]}")
+    head = config["hidden_size"] // config["num_attention_heads"]
+    wrong = [name for name, value in REQUIRED.items() if config.get(name, value) != value]
+    wrong += [] if config.get("kv_channels") in (None, head) else ["kv_channels"]
+    if wrong:
+        raise ValueError(f"{checkpoint} holds no Llama: its {wrong[0]} is {config[wrong[0]]}")
+    if EMBEDDING not in saved:
+        raise ValueError(f"{checkpoint}: {EMBEDDING} is missing")
+    return Model(
+        name=checkpoint.resolve().name,
+        num_layers=config["num_layers"],
+        hidden_size=config["hidden_size"],
+        ffn_hidden_size=config["ffn_hidden_size"],
+        num_attention_heads=config["num_attention_heads"],
+        num_query_groups=config["num_query_groups"] or config["num_attention_heads"],
+        vocab_size=saved[EMBEDDING].size[0],  # NeMo may leave it to the tokenizer, and pad it
+        max_positions=config["seq_length"],
+        rotary_base=float(config["rotary_base"]),
+        rope_scaling=_rope_scaling(config),
+        norm_epsilon=config["layernorm_epsilon"],
+        init_std=config["init_method_std"],
+        tied_embeddings=config["share_embeddings_and_output_weights"],
+        fp32_residual=config["fp32_residual_connection"],
+    )
+
+
+def read_weights(checkpoint: Path, model: Model) -> dict[str, Tensor]:
+    """Under the names of :mod:`~nemo_cdt.nemo.llama_weights`. No optimizer is read.
+
+    Raises:
+        ValueError: unless the checkpoint holds the model's weights, all of them and nothing else.
+    """
+    stacked = {n: torch.empty(entry.size, dtype=entry.properties.dtype) for n, entry in _saved(checkpoint).items()}
+    require({name: tuple(tensor.shape) for name, tensor in stacked.items()}, _stacked_shapes(model), checkpoint)
+    named = {PREFIX + name: tensor for name, tensor in stacked.items()}
+    dcp.load(named, checkpoint_id=checkpoint / "weights", no_dist=True)
+    return {name: _of_layer(stacked, name) for name in megatron_shapes(model)}
+
+
+def write(checkpoint: Path, weights: Mapping[str, Tensor], model: Model, tokenizer: Path) -> None:
+    """``checkpoint`` as NeMo would save it, without an optimizer; it also loads where Transformer Engine is.
+
+    tokenizer: a folder that may hold a tokenizer.
+    """
+    # The context first: it imports NeMo, whose torch.compile at import fails once a process group was made on a CPU.
+    _write_context(checkpoint / "context", model, tokenizer)
+    (checkpoint / "weights").mkdir()
+    sharded = {name: _sharded(name, tensor, model.num_layers) for name, tensor in weights.items()}
+    with _one_process():
+        dist_checkpointing.save(sharded | _extra_states(model.num_layers), str(checkpoint / "weights"))
+
+
+def _stacked(name: str) -> tuple[str, int | None]:
+    """The tensor of all layers that holds this one, and the layer."""
+    match = re.fullmatch(r"decoder\.layers\.(\d+)\.(.+)", name)
+    return (f"decoder.layers.{match[2]}", int(match[1])) if match else (name, None)
+
+
+def _stacked_shapes(model: Model) -> dict[str, Shape]:
+    shapes = {}
+    for name, shape in megatron_shapes(model).items():
+        key, layer = _stacked(name)
+        shapes[key] = shape if layer is None else (model.num_layers, *shape)
+    return shapes
+
+
+def _of_layer(stacked: Mapping[str, Tensor], name: str) -> Tensor:
+    key, layer = _stacked(name)
+    return stacked[key] if layer is None else stacked[key][layer]
+
+
+def _sharded(name: str, tensor: Tensor, layers: int) -> ShardedTensor:
+    key, layer = _stacked(name)
+    if layer is None:
+        return ShardedTensor.from_rank_offsets(PREFIX + key, tensor)
+    return ShardedTensor.from_rank_offsets(PREFIX + key, tensor, (0, layer, layers), prepend_axis_num=1)
+
+
+def _extra_states(layers: int) -> dict[str, ShardedObject]:
+    """Empty ones: what Transformer Engine's modules have without FP8, and refuse to be loaded without."""
+    places = [(f"{PREFIX}decoder.layers.{module}", layer, layers) for module in EXTRA_STATES for layer in range(layers)]
+    places.append((f"{PREFIX}decoder.final_layernorm", 0, 1))
+    return {
+        f"{module}.{index}": ShardedObject(
+            f"{module}._extra_state", torch.empty(0, dtype=torch.uint8), global_shape=(size,), global_offset=(index,)
+        )
+        for module, index, size in places
+    }
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """What Megatron's saving asks of torch.distributed, whatever this process will be part of later."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _write_context(context: Path, model: Model, tokenizer: Path) -> None:
+    from nemo.collections.common.tokenizers import AutoTokenizer
+    from nemo.lightning.io.pl import TrainerContext
+
+    from nemo_cdt.nemo.model import CDTLlamaModel, llama_config
+
+    config = llama_config(Config(model=model), vocab_size=model.vocab_size or 0, on_gpu=torch.cuda.is_available())
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "tokenizer"  # NeMo copies the whole folder, and under its name
+        copy_tokenizer(tokenizer, copy)
+        nemo_tokenizer = AutoTokenizer(str(copy), use_fast=True) if has_tokenizer(copy) else None
+        nemo_model = CDTLlamaModel(config, tokenizer=nemo_tokenizer)
+        TrainerContext(model=nemo_model, trainer=None, extra={}).io_dump(context, yaml_attrs=["model"])
+
+
+def _saved(checkpoint: Path) -> dict[str, TensorStorageMetadata]:
+    """The model's tensors, without their values."""
+    if not (checkpoint / "weights/metadata.json").is_file() or Path(f"{checkpoint}-unfinished").exists():
+        raise ValueError(f"{checkpoint} is no finished NeMo checkpoint")
+    entries = dcp.FileSystemReader(checkpoint / "weights").read_metadata().state_dict_metadata
+    tensors = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+    return {name.removeprefix(PREFIX): entry for name, entry in tensors.items() if name.startswith(PREFIX)}
+
+
+def _config(checkpoint: Path) -> dict[str, Any]:
+    path = checkpoint / "context/model.yaml"
+    try:
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8"))["config"])
+    except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
+        raise ValueError(f"{checkpoint} has no readable context/model.yaml, which says what model it is") from error
+
+
+def _rope_scaling(config: dict[str, Any]) -> RopeScaling | None:
+    """Only NeMo's config of Llama 3.1 has these fields."""
+    if "scale_factor" not in config:
+        return None
+    return RopeScaling(
+        factor=config["scale_factor"],
+        low_freq_factor=config["low_freq_factor"],
+        high_freq_factor=config["high_freq_factor"],
+        original_max_position_embeddings=config["old_context_len"],
+    )

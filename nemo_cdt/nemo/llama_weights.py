@@ -1,0 +1,110 @@
+"""The weights of one Llama under Hugging Face's names and under Megatron's: every tensor, both ways, bit for bit.
+
+Megatron keeps in one matrix what Hugging Face keeps in several. With heads N, query groups G and head dimension D:
+
+    linear_qkv   for each group its N/G query heads, its key and its value, [G * (N/G + 2) * D, hidden]
+    linear_fc1   the gate, then the up projection, [2 * ffn, hidden]
+
+Both are one rule (:class:`Block`). Megatron's names here are those in a distributed checkpoint, which are Transformer
+Engine's: layers without it, ours among them, rename their two norms when they save and load.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nemo_cdt.config import Model
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One Megatron matrix: the rows of ``parts``, each cut into ``groups`` and dealt out group by group."""
+
+    megatron: str
+    parts: Mapping[str, Shape]
+    groups: int = 1
+
+    @property
+    def shape(self) -> Shape:
+        rows, columns = zip(*((shape[0], shape[1:]) for shape in self.parts.values()), strict=True)
+        return (sum(rows), *columns[0])
+
+    def merge(self, weights: Mapping[str, Tensor]) -> Tensor:
+        parts = [weights[name] for name in self.parts]
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat([part.unflatten(0, (self.groups, -1)) for part in parts], dim=1).flatten(0, 1)
+
+    def split(self, matrix: Tensor) -> dict[str, Tensor]:
+        rows = [shape[0] // self.groups for shape in self.parts.values()]
+        parts = matrix.unflatten(0, (self.groups, -1)).split(rows, dim=1)
+        return {name: part.flatten(0, 1) for name, part in zip(self.parts, parts, strict=True)}
+
+
+def blocks(model: Model) -> Iterator[Block]:
+    """All weights of the model, in the order of its forward pass."""
+    vocabulary, hidden = (model.vocab_size or 0, model.hidden_size), (model.hidden_size,)
+    yield Block("embedding.word_embeddings.weight", {"model.embed_tokens.weight": vocabulary})
+    for layer in range(model.num_layers):
+        yield from _layer(model, f"decoder.layers.{layer}.", f"model.layers.{layer}.")
+    yield Block("decoder.final_layernorm.weight", {"model.norm.weight": hidden})
+    if not model.tied_embeddings:
+        yield Block("output_layer.weight", {"lm_head.weight": vocabulary})
+
+
+def _layer(model: Model, megatron: str, hf: str) -> Iterator[Block]:
+    hidden, ffn = model.hidden_size, model.ffn_hidden_size
+    key_value = (model.num_query_groups * (hidden // model.num_attention_heads), hidden)
+    attention, mlp = megatron + "self_attention.", megatron + "mlp."
+    yield Block(attention + "linear_qkv.layer_norm_weight", {hf + "input_layernorm.weight": (hidden,)})
+    query_key_value = {
+        hf + "self_attn.q_proj.weight": (hidden, hidden),
+        hf + "self_attn.k_proj.weight": key_value,
+        hf + "self_attn.v_proj.weight": key_value,
+    }
+    yield Block(attention + "linear_qkv.weight", query_key_value, groups=model.num_query_groups)
+    yield Block(attention + "linear_proj.weight", {hf + "self_attn.o_proj.weight": (hidden, hidden)})
+    yield Block(mlp + "linear_fc1.layer_norm_weight", {hf + "post_attention_layernorm.weight": (hidden,)})
+    gate_up = {hf + "mlp.gate_proj.weight": (ffn, hidden), hf + "mlp.up_proj.weight": (ffn, hidden)}
+    yield Block(mlp + "linear_fc1.weight", gate_up)
+    yield Block(mlp + "linear_fc2.weight", {hf + "mlp.down_proj.weight": (hidden, ffn)})
+
+
+def huggingface_shapes(model: Model) -> dict[str, Shape]:
+    return {name: shape for block in blocks(model) for name, shape in block.parts.items()}
+
+
+def megatron_shapes(model: Model) -> dict[str, Shape]:
+    return {block.megatron: block.shape for block in blocks(model)}
+
+
+def to_megatron(weights: Mapping[str, Tensor], model: Model, where: object = "weights") -> dict[str, Tensor]:
+    """Raises ValueError, which begins with ``where``, unless these are the model's weights and all of them."""
+    # Buffers that transformers saved until 4.31 and that the configuration determines.
+    weights = {name: tensor for name, tensor in weights.items() if not name.endswith("rotary_emb.inv_freq")}
+    require({name: tuple(tensor.shape) for name, tensor in weights.items()}, huggingface_shapes(model), where)
+    return {block.megatron: block.merge(weights) for block in blocks(model)}
+
+
+def to_huggingface(weights: Mapping[str, Tensor], model: Model, where: object = "weights") -> dict[str, Tensor]:
+    """Raises ValueError, which begins with ``where``, unless these are the model's weights and all of them."""
+    require({name: tuple(tensor.shape) for name, tensor in weights.items()}, megatron_shapes(model), where)
+    return {name: part for block in blocks(model) for name, part in block.split(weights[block.megatron]).items()}
+
+
+def require(found: Mapping[str, Shape], expected: Mapping[str, Shape], where: object) -> None:
+    """Raise ValueError that names the first tensor that is missing, unexpected or of the wrong shape."""
+    if missing := [name for name in expected if name not in found]:
+        raise ValueError(f"{where}: {missing[0]} is missing{_more(missing)}")
+    if unexpected := [name for name in found if name not in expected]:
+        raise ValueError(f"{where}: {unexpected[0]} is no weight of this Llama{_more(unexpected)}")
+    if wrong := [name for name in expected if found[name] != expected[name]]:
+        raise ValueError(f"{where}: {wrong[0]} is {found[wrong[0]]} and not {expected[wrong[0]]}{_more(wrong)}")
+
+
+def _more(names: list[str]) -> str:
+    return f", and {len(names) - 1} more" if len(names) > 1 else ""
