@@ -21,21 +21,28 @@ from nemo_cdt.config import Config, ObjectiveName, Optim, Precision, Schedule
 from nemo_cdt.data.split import load_documents
 from nemo_cdt.data.tokenizer import load_tokenizer
 from nemo_cdt.nemo.callback import ContextDenoising, StepMetrics
-from nemo_cdt.nemo.checkpoints import latest_checkpoint
+from nemo_cdt.nemo.checkpoints import initial_checkpoint, latest_checkpoint
+from nemo_cdt.nemo.convert import convert
 from nemo_cdt.nemo.data import DocumentDataModule
 from nemo_cdt.nemo.metrics import JsonLinesLogger
-from nemo_cdt.nemo.model import CDTLlamaModel, llama_config
+from nemo_cdt.nemo.model import CDTLlamaModel, llama_config, padded
 from nemo_cdt.nemo.sample import SampleWriter
 from nemo_cdt.nemo.strategy import SynchronizedPrecision, SynchronizedStrategy
+from nemo_cdt.nemo.versions import write_versions
 
 
 def fit(config: Config, on_gpu: bool) -> None:
-    """Trains to ``trainer.max_steps`` and leaves the process as it was found, so that another run can follow."""
+    """Trains to ``trainer.max_steps``, then exports, and leaves the process as it was found: another run can follow."""
     try:
         trainer, model, data = build(config, on_gpu)
         trainer.fit(model, data)
+        first = trainer.is_global_zero
     finally:
         tear_down()
+    if config.export.hf and first:
+        checkpoint = latest_checkpoint(Path(config.output, "checkpoints"))
+        assert checkpoint is not None
+        convert(checkpoint, Path(config.export.hf))
 
 
 def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTLlamaModel, DocumentDataModule]:
@@ -45,8 +52,9 @@ def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTLlamaModel, Docu
     CallbackGroup.get_instance().callbacks.clear()
     logging.setLevel(logging.WARNING)
     L.seed_everything(config.trainer.seed, workers=True, verbose=False)
+    start_from, vocab_size = initial_checkpoint(config)
     tokenizer = load_tokenizer(config.model.tokenizer)
-    model_config = llama_config(config, vocab_size=len(tokenizer), on_gpu=on_gpu)
+    model_config = llama_config(config, vocab_size=vocab_size or padded(len(tokenizer)), on_gpu=on_gpu)
     train, validation = load_documents(
         config.data,
         tokenizer,
@@ -59,12 +67,15 @@ def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTLlamaModel, Docu
         model_config, optim=_optimizer(config), tokenizer=AutoTokenizer(str(output / "tokenizer"), use_fast=True)
     )
     trainer = _trainer(config, on_gpu, SampleWriter(output / "sample.json", tokenizer))
-    _logger(config, output).setup(trainer, resume_if_exists=True)
-    resume = nl.AutoResume(
-        resume_from_path=latest_checkpoint(output / "checkpoints") if config.resume else None,
-        restore_config=nl.RestoreConfig(path=config.init.nemo) if config.init.nemo else None,
-    )
-    resume.setup(trainer, model)
+    logged = _logger(config, output).setup(trainer, resume_if_exists=True)
+    logged.files_to_move = []  # NeMo would move the files of OUTPUT, config.yaml and metrics.jsonl too, into run_0
+    resume_from = latest_checkpoint(output / "checkpoints") if config.resume else None
+    nl.AutoResume(
+        resume_from_path=str(resume_from) if resume_from else None,
+        restore_config=nl.RestoreConfig(path=str(start_from), load_artifacts=False) if start_from else None,
+    ).setup(trainer, model)
+    if trainer.is_global_zero:
+        write_versions(output / "versions.json")
     return trainer, model, DocumentDataModule(config, train, validation)
 
 

@@ -1,13 +1,51 @@
-"""The checkpoints of a run: NeMo's distributed ones, in OUTPUT/checkpoints."""
+"""The checkpoints of a run: NeMo's distributed ones, in OUTPUT/checkpoints, and the one that it starts from."""
 
+from dataclasses import fields
 from pathlib import Path
 
+from filelock import FileLock
 
-def latest_checkpoint(folder: Path) -> str | None:
+from nemo_cdt.config import Config, Model
+from nemo_cdt.nemo import distributed, huggingface
+from nemo_cdt.nemo.convert import convert
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
     """The finished checkpoint with the most steps, or None. NeMo marks one that is being written as unfinished."""
     found = [p for p in folder.glob("step=*") if p.is_dir() and not p.is_symlink()]
     finished = [p for p in found if not (folder / f"{p.name}-unfinished").exists()]
-    return str(max(finished, key=_step)) if finished else None
+    return max(finished, key=_step) if finished else None
+
+
+def initial_checkpoint(config: Config) -> tuple[Path | None, int | None]:
+    """What ``init`` names, as a NeMo checkpoint, and the vocabulary size that it or ``model`` sets.
+
+    A Hugging Face model is converted into OUTPUT/init, once.
+
+    Raises:
+        ValueError: where it holds another architecture than the ``model`` group.
+    """
+    if config.init.nemo:
+        found = distributed.read_model(Path(config.init.nemo))
+        _require_same(config.model, found, f"init.nemo={config.init.nemo}")
+        return Path(config.init.nemo), found.vocab_size
+    if not config.init.hf:
+        return None, config.model.vocab_size
+    found = huggingface.read_model(Path(config.init.hf))
+    _require_same(config.model, found, f"init.hf={config.init.hf}")
+    converted = Path(config.output, "init")
+    with FileLock(f"{config.output}/.init.lock"):  # one rank converts, the others wait and find it
+        if not converted.exists():
+            convert(Path(config.init.hf), converted)
+    return converted, found.vocab_size
+
+
+def _require_same(model: Model, found: Model, where: str) -> None:
+    ours = {"name", "init_std", "fp32_residual", "tokenizer", "max_positions"}  # ours to choose, whatever the weights
+    for field in fields(Model):
+        wanted, there = getattr(model, field.name), getattr(found, field.name)
+        if field.name not in ours and wanted != there and not (field.name == "vocab_size" and wanted is None):
+            raise ValueError(f"model.{field.name}={wanted}, but {where} has {there}: set model.{field.name}={there}")
 
 
 def _step(checkpoint: Path) -> int:

@@ -34,6 +34,11 @@ class CDTLlamaModel(llm.LlamaModel):
         )
 
 
+def padded(vocabulary: int) -> int:
+    """The vocabulary size of a model that starts from random weights."""
+    return -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
 def llama_config(config: Config, *, vocab_size: int, on_gpu: bool) -> LlamaConfig:
     """NeMo's config of the model. Everything goes through the constructor: a checkpoint records its arguments only."""
     model = config.model
@@ -43,13 +48,13 @@ def llama_config(config: Config, *, vocab_size: int, on_gpu: bool) -> LlamaConfi
         "ffn_hidden_size": model.ffn_hidden_size,
         "num_attention_heads": model.num_attention_heads,
         "num_query_groups": model.num_query_groups,
-        "rotary_base": int(model.rotary_base),
+        "rotary_base": model.rotary_base,
         "layernorm_epsilon": model.norm_epsilon,
         "init_method_std": model.init_std,
         "share_embeddings_and_output_weights": model.tied_embeddings,
         "fp32_residual_connection": model.fp32_residual,
-        "seq_length": config.data.seq_length,
-        "vocab_size": model.vocab_size or -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE,
+        "seq_length": model.max_positions,  # what a checkpoint says of its positions; a row's length is the data's
+        "vocab_size": vocab_size,
         "calculate_per_token_loss": True,  # Megatron's other normalisation divides by each rank's own label count
         "cross_entropy_loss_fusion": False,
         **(_GPU_KERNELS if on_gpu else _NO_KERNELS),
