@@ -41,10 +41,18 @@ def start(config: c.Config) -> dict[str, list[float] | float | str]:
 
     from nemo_cdt.nemo import assemble
 
-    names = (
-        "reduced_train_loss detection_loss noise_fraction delta_to_embedding changed_fraction grad_norm step_time "
-        "detection_time tokens_per_second peak_memory_gib"
-    ).split()
+    names = [
+        "reduced_train_loss",
+        "detection_loss",
+        "noise_fraction",
+        "delta_to_embedding",
+        "changed_fraction",
+        "grad_norm",
+        "step_time",
+        "detection_time",
+        "tokens_per_second",
+        "peak_memory_gib",
+    ]
     seen: dict[str, list[float]] = {name: [] for name in names}
 
     class Seen(Callback):

@@ -27,7 +27,9 @@ def cuda_on_cpu() -> Iterator[None]:
         ValueError: where a GPU is visible, since answering for it would hide it.
     """
     if torch.cuda.is_available():
-        raise ValueError("cuda_on_cpu() on a machine with a GPU; set trainer.accelerator=gpu, or CUDA_VISIBLE_DEVICES=''")
+        raise ValueError(
+            "cuda_on_cpu() on a machine with a GPU; set trainer.accelerator=gpu, or CUDA_VISIBLE_DEVICES=''"
+        )
     import megatron.core.tensor_parallel.random as megatron_random
 
     with ExitStack() as undo:

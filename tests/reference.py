@@ -25,7 +25,9 @@ def cosine(lr: float, min_lr: float, max_steps: int):
 class ReferenceCDT:
     """beta=None trains plain cross-entropy."""
 
-    def __init__(self, model: LlamaForCausalLM, lr, *, beta, weight_decay, clip_grad, eps, normalization="gradient", rho=0.0):
+    def __init__(
+        self, model: LlamaForCausalLM, lr, *, beta, weight_decay, clip_grad, eps, normalization="gradient", rho=0.0
+    ):
         self.model, self.lr, self.beta, self.clip_grad, self.steps = model, lr, beta, clip_grad, 0
         self.normalization, self.rho = normalization, rho
         decayed = [p for p in model.parameters() if p.dim() > 1]
@@ -40,7 +42,8 @@ class ReferenceCDT:
     def losses(self, embeddings, labels):
         """Cross-entropy of every labelled position, in order."""
         logits = self.model(inputs_embeds=embeddings[None]).logits[0]
-        return torch.nn.functional.cross_entropy(logits.float(), labels, ignore_index=-100, reduction="none")[labels != -100]
+        known = labels != -100
+        return torch.nn.functional.cross_entropy(logits[known].float(), labels[known], reduction="none")
 
     def detect(self, tokens, labels, lr):
         table = self.model.get_input_embeddings()

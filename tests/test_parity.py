@@ -74,7 +74,7 @@ def test_a_mutation_is_noticed(mutation: str, tmp_path: Path) -> None:
     documents = write_documents(tmp_path / "d.jsonl", kind="sft", count=20, longest=60)
     config = small_run(tmp_path / "run", tmp_path / "d.jsonl", steps=1)
     run = on_ranks(jobs.train, 1, config, mutation)[0]
-    with pytest.raises(AssertionError, match="not equal|Not equal"):
+    with pytest.raises(AssertionError, match=r"not equal|Not equal"):
         assert_equal(config, run, documents)
 
 
@@ -88,7 +88,8 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_beta_zero_is_plain_training_bit_for_bit(documents: Path, tmp_path: Path) -> None:
     cdt = on_ranks(jobs.train, 1, small_run(tmp_path / "cdt", documents, beta=0.0))[0]
     expected = on_ranks(jobs.train, 1, small_run(tmp_path / "ce", documents, name=ObjectiveName.ce))[0]
-    assert cdt["detections"] and not expected["detections"]
+    assert cdt["detections"]
+    assert not expected["detections"]
     for name, weight in expected["final"].items():
         np.testing.assert_array_equal(cdt["final"][name], weight, err_msg=name)
 

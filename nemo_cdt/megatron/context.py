@@ -4,6 +4,8 @@ A document of length n on C ranks is cut into 2C equal chunks; rank r holds chun
 attention costs every rank the same. A row that is one document is the case of one.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ def row_positions(cu_seqlens: list[int], cp_size: int, cp_rank: int) -> Tensor:
     if cp_size == 1:
         return torch.arange(cu_seqlens[-1])
     pieces = []
-    for start, end in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True):
+    for start, end in pairwise(cu_seqlens):
         chunk, rest = divmod(end - start, 2 * cp_size)
         if rest:
             raise ValueError(

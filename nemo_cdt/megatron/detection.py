@@ -1,4 +1,4 @@
-"""Detection under Megatron's layouts: from the embedding's gradient on this rank to the shift of Eq. 3, and its record."""
+"""Detection under Megatron's layouts: from the embedding's gradient on this rank to the shift of Eq. 3."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +13,8 @@ from torch.distributed import ProcessGroup
 from nemo_cdt import denoise
 from nemo_cdt.config import ThresholdScope
 from nemo_cdt.megatron.microbatch import MicroBatch
+
+Moment = float | torch.cuda.Event
 
 
 @dataclass(kw_only=True, slots=True)
@@ -62,8 +64,16 @@ class Detector:
     """
 
     NAMES = (
-        "tokens", "noise", "relative_shift", "changed", "threshold", "segments", "silent", "detection_loss", "documents",
-    )  # fmt: skip
+        "tokens",
+        "noise",
+        "relative_shift",
+        "changed",
+        "threshold",
+        "segments",
+        "silent",
+        "detection_loss",
+        "documents",
+    )
 
     def __init__(
         self,
@@ -79,7 +89,7 @@ class Detector:
         self.groups = groups
         self.observer = observer
         self._sums: Tensor | None = None
-        self._spans: list[tuple[object, object]] = []
+        self._spans: list[tuple[Moment, Moment]] = []
 
     @torch.no_grad()
     def delta(self, leaf_SBH: Tensor, batch: MicroBatch) -> Tensor:
@@ -164,7 +174,7 @@ class Detector:
         self._sums = sums if self._sums is None else self._sums + sums
 
 
-def _now() -> object:
+def _now() -> Moment:
     if not torch.cuda.is_available():
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -172,8 +182,10 @@ def _now() -> object:
     return event
 
 
-def _seconds(start: object, end: object) -> float:
+def _seconds(start: Moment, end: Moment) -> float:
     if isinstance(start, float):
+        assert isinstance(end, float)
         return end - start
+    assert not isinstance(end, float)
     end.synchronize()
     return start.elapsed_time(end) / 1000

@@ -2,7 +2,7 @@
 
 Megatron's torch norm refuses sequence parallelism, and its attention refuses context parallelism and packed documents.
 These two take part in all of them, on gloo as on NCCL. They are written to be right, not fast: where Transformer
-Engine is installed its layers are used instead (:func:`layer_spec`). The parameters' names in a checkpoint are the same.
+Engine is installed its layers are used instead (:func:`layer_spec`). A checkpoint's parameters have the same names.
 """
 
 import math
@@ -30,7 +30,7 @@ class RMSNorm(nn.RMSNorm):
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         super().__init__(hidden_size, eps=eps)
-        self.weight.sequence_parallel = config.sequence_parallel
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
 
 class CausalAttention(nn.Module):
@@ -74,9 +74,14 @@ class CausalAttention(nn.Module):
         mask = None
         if self.cp_group.size() > 1 or packed_seq_params is not None:
             mask = self._mask(query, packed_seq_params)
-            key, value = (gather_from_sequence_parallel_region(x.contiguous(), group=self.cp_group) for x in (key, value))
+            key, value = (
+                gather_from_sequence_parallel_region(x.contiguous(), group=self.cp_group) for x in (key, value)
+            )
+        query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         out = F.scaled_dot_product_attention(
-            *(x.permute(1, 2, 0, 3) for x in (query, key, value)),
+            query,
+            key,
+            value,
             attn_mask=mask,
             is_causal=mask is None,
             dropout_p=self.dropout if self.training else 0.0,

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.utils import get_model_config
 from torch import Tensor, nn
@@ -69,7 +68,11 @@ class TwoPassSchedule:
         return run(forward_step_func, data_iterator, num_microbatches, call)
 
     def _micro_batch_by_micro_batch(
-        self, forward_step_func: ForwardStep, data_iterator: Iterator | list[Iterator], num_microbatches: int, call: dict
+        self,
+        forward_step_func: ForwardStep,
+        data_iterator: Iterator | list[Iterator],
+        num_microbatches: int,
+        call: dict,
     ) -> list:
         embedding = find_embedding(_chunks(call["model"]))
 
@@ -87,7 +90,11 @@ class TwoPassSchedule:
         )
 
     def _batch_by_batch(
-        self, forward_step_func: ForwardStep, data_iterator: Iterator | list[Iterator], num_microbatches: int, call: dict
+        self,
+        forward_step_func: ForwardStep,
+        data_iterator: Iterator | list[Iterator],
+        num_microbatches: int,
+        call: dict,
     ) -> list:
         # Under interleaving each model chunk has an iterator of its own over the same micro-batches.
         iterators = data_iterator if isinstance(data_iterator, list) else [data_iterator]
@@ -164,7 +171,7 @@ def unscheduled(chunks: list[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def _without_gather_hooks(chunk: nn.Module) -> Iterator[None]:
-    """With ``overlap_param_gather`` Megatron's forward hooks refuse frozen parameters: gather now, and hook again after."""
+    """With ``overlap_param_gather`` Megatron's forward hooks refuse frozen parameters: gather now, hook again after."""
     hooked = [m for m in chunk.modules() if isinstance(m, DistributedDataParallel) and m.use_forward_hook]
     for ddp in hooked:
         ddp.disable_forward_pre_hook(param_sync=True)

@@ -1,16 +1,16 @@
-"""Context denoising as a Lightning callback: installs the two-pass schedule in NeMo's training step, logs what it did."""
+"""Context denoising as a Lightning callback: puts the two-pass schedule in NeMo's training step, logs what it did."""
 
 import functools
+import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import lightning.pytorch as L
 import torch
 from megatron.core import parallel_state
 from nemo.lightning.megatron_parallel import MegatronStep
-from nemo.utils import logging
 
 from nemo_cdt.config import Objective
 from nemo_cdt.denoise import Denoising
@@ -18,12 +18,14 @@ from nemo_cdt.megatron.detection import Detection, Detector, Groups
 from nemo_cdt.megatron.microbatch import take
 from nemo_cdt.megatron.schedule import TwoPassSchedule
 
+logger = logging.getLogger("nemo_cdt")
+
 
 @dataclass
 class WrappedStep(MegatronStep):
     """A MegatronStep whose schedule is wrapped. A subclass, since NeMo's data sampler copies the step after us."""
 
-    wrap: Callable[[Callable], Callable] | None = None
+    wrap: Callable[[Callable], Callable] = field(kw_only=True)
 
     @functools.cached_property
     def forward_backward_func(self) -> Callable:
@@ -36,10 +38,10 @@ class ContextDenoising(L.Callback):
     def __init__(self, objective: Objective, observer: Callable[[Detection], None] | None = None) -> None:
         self.objective = objective
         self.observer = observer
-        self.detector: Detector | None = None
+        self.detector: Detector  # of the layout, so not before training starts
         self._told: set[str] = set()
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         objective = self.objective
         self.detector = Detector(
             Denoising(normalization=objective.normalization, epsilon=objective.epsilon, rho=objective.rho),
@@ -76,7 +78,9 @@ class ContextDenoising(L.Callback):
 
     def _warn(self, metrics: dict[str, float], sums: dict[str, float]) -> None:
         if sums["silent"]:
-            self._once("documents whose embedding gradient is zero everywhere: they have no noise and are trained on as is")
+            self._once(
+                "documents whose embedding gradient is zero everywhere: they have no noise and are trained on as is"
+            )
         if metrics["noise_fraction"] == 0:
             self._once("no token is noise in this step: it trains as plain cross-entropy")
         elif metrics["changed_fraction"] == 0 and metrics["delta_to_embedding"] > 0:
@@ -88,7 +92,7 @@ class ContextDenoising(L.Callback):
     def _once(self, message: str) -> None:
         if message not in self._told:
             self._told.add(message)
-            logging.warning(f"CDT: {message}")
+            logger.warning("CDT: %s", message)
 
 
 class StepMetrics(L.Callback):

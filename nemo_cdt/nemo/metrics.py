@@ -31,7 +31,7 @@ class JsonLinesLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         # `step` counts from the step's start, a row names the number of steps done by then.
-        row = {"step": int(step or 0) + 1}
+        row: dict[str, float | str] = {"step": int(step or 0) + 1}
         row |= {RENAMED.get(k, k): _finite(v) for k, v in metrics.items() if k not in DROPPED}
         if len(row) > 1:
             with self.path.open("a", encoding="utf-8") as file:

@@ -38,8 +38,8 @@ class SampleWriter(L.Callback):
         """This rank's tokens of the document, by their position in the row."""
         assert self._last is not None
         batch, score_SB, noise_SB = self._last.batch, self._last.score_SB, self._last.noise_SB
-        columns = {k: batch[k][:1].t() for k in ("positions", "documents", "tokens", "loss_mask", "types") if k in batch}
-        columns = {k: self._last.share(v)[:, 0].tolist() for k, v in columns.items()}
+        present = [k for k in ("positions", "documents", "tokens", "loss_mask", "types") if k in batch]
+        columns = {k: self._last.share(batch[k][:1].t())[:, 0].tolist() for k in present}
         columns |= {"scores": score_SB[:, 0].tolist(), "noise": noise_SB[:, 0].tolist()}
         rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
         threshold = float(self._last.threshold_N[0])

@@ -8,8 +8,15 @@ from pathlib import Path
 import torch
 
 PACKAGES = (
-    "nemo-cdt", "nemo-toolkit", "megatron-core", "torch", "transformer-engine", "flash-attn", "transformers", "lightning",
-)  # fmt: skip
+    "nemo-cdt",
+    "nemo-toolkit",
+    "megatron-core",
+    "torch",
+    "transformer-engine",
+    "flash-attn",
+    "transformers",
+    "lightning",
+)
 
 
 def write_versions(path: Path) -> None:
