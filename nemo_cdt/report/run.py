@@ -14,6 +14,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from nemo_cdt.config import Config
 from nemo_cdt.data.documents import TokenType
+from nemo_cdt.describe import NAMES
 
 Series = dict[str, np.ndarray]
 """Columns of ``metrics.jsonl``, float64 and ordered by ``step``; nan where a row has no finite number."""
@@ -44,7 +45,7 @@ class Run:
 
     @property
     def label(self) -> str:
-        return {"cdt": "CDT", "ce": "plain CE"}[self.config.objective.name]
+        return NAMES[self.config.objective.name]
 
 
 def read_run(folder: Path) -> Run:

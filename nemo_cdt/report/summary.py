@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nemo_cdt.config import Normalization
+from nemo_cdt.describe import describe
 from nemo_cdt.report.run import Run, Series
 
 HARDLY_ANYTHING = 1e-4
@@ -55,22 +56,11 @@ def headline(run: Run) -> list[tuple[str, str]]:
 
 def facts(run: Run) -> list[tuple[str, str]]:
     """(name, value): what was run."""
-    config, model, data, trainer = run.config, run.config.model, run.config.data, run.config.trainer
-    heads = f"{model.num_attention_heads} heads in {model.num_query_groups} groups"
-    batch = f"{trainer.global_batch_size} sequences of {data.seq_length:,} tokens, {trainer.micro_batch_size} at a time"
-    return [
-        ("Model", f"{model.name}: {model.num_layers} layers, width {model.hidden_size}, {heads}"),
-        ("Objective", f"{run.label}{_strength(run)}"),
-        ("Data", data.name + (f", {data.path}" if data.path else "")),
-        ("Steps", f"{int(run.training['step'][-1]):,} of {trainer.max_steps:,}"),
-        ("Batch", batch),
-        ("Layout", _layout(run)),
-        ("Optimizer", f"Adam, learning rate {config.optim.lr:g}, {config.optim.schedule}; seed {trainer.seed}"),
-        *(
-            [("Versions", ", ".join(f"{name} {version}" for name, version in run.versions.items()))]
-            * bool(run.versions)
-        ),
-    ]
+    found = describe(run.config)
+    found["Steps"] = f"{int(run.training['step'][-1]):,} of {found['Steps']}"
+    if run.versions:
+        found["Versions"] = ", ".join(f"{name} {version}" for name, version in run.versions.items())
+    return list(found.items())
 
 
 def table(run: Run) -> list[Row]:
@@ -101,29 +91,6 @@ def notice(run: Run) -> str | None:
 
 def number(value: float) -> str:
     return "—" if np.isnan(value) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def _strength(run: Run) -> str:
-    objective = run.config.objective
-    if objective.name == "ce":
-        return ""
-    scale = {
-        "gradient": f"shift = gradient · lr · beta, beta = {objective.beta:g}, lr {objective.lr}",
-        "relative": f"relative shift rho = {objective.rho:g}",
-        "epsilon": f"shift epsilon = {objective.epsilon:g}",
-    }[objective.normalization]
-    return f": {scale}; threshold per {objective.threshold_scope}"
-
-
-def _layout(run: Run) -> str:
-    parallel, trainer = run.config.parallel, run.config.trainer
-    devices = trainer.devices * trainer.num_nodes
-    sizes = {"tensor": parallel.tensor, "pipeline": parallel.pipeline, "context": parallel.context}
-    split = [f"{name} {size}" for name, size in sizes.items() if size > 1]
-    data = devices // (parallel.tensor * parallel.pipeline * parallel.context)
-    split += [f"data {data}"] * (data > 1) + ["sequence parallel"] * parallel.sequence
-    many = f"{devices} device{'s' * (devices > 1)} on {trainer.num_nodes} node{'s' * (trainer.num_nodes > 1)}"
-    return ", ".join([many, *split, f"{trainer.precision}"])
 
 
 def _cells(run: Run, key: str, best: Best) -> list[str]:
