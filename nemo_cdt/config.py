@@ -91,7 +91,7 @@ class Model:
     init_std: float = 0.02
     tied_embeddings: bool = False
     fp32_residual: bool = False  # keep the residual stream, and so the denoised embedding, in fp32
-    tokenizer: str = "byte"  # "byte", or a Hugging Face tokenizer folder
+    tokenizer: Optional[str] = None  # a Hugging Face folder, or "byte"; None: that of init.hf, or byte where it has none
 
 
 @dataclass(kw_only=True, slots=True)
@@ -196,6 +196,14 @@ class Config:
     launcher: Launcher = field(default_factory=Launcher)
     init: Init = field(default_factory=Init)
     export: Export = field(default_factory=Export)
+
+    @property
+    def tokenizer(self) -> str:
+        """``"byte"``, or the folder of a Hugging Face tokenizer."""
+        if self.model.tokenizer is not None:
+            return self.model.tokenizer
+        own = self.init.hf is not None and Path(self.init.hf, "tokenizer_config.json").exists()
+        return str(self.init.hf) if own else "byte"
 
     @property
     def data_parallel(self) -> int:

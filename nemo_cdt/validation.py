@@ -200,17 +200,17 @@ def _check_readable(name: str, path: Path, folder: bool) -> None:
 
 
 def _check_sources(config: Config) -> None:
-    init, tokenizer = config.init, config.model.tokenizer
+    init, tokenizer = config.init, config.tokenizer
     _require(not (init.hf and init.nemo), f"init.hf={init.hf} and init.nemo={init.nemo}: set one of them to null")
     for name, folder in (("init.hf", init.hf), ("init.nemo", init.nemo)):
         if folder is not None:
             _require(Path(folder).is_dir(), f"{name}={folder} is no folder")
     if init.hf is not None:
         _check_hf_llama(Path(init.hf))
-        _require(
-            tokenizer != "byte" or not (Path(init.hf) / "tokenizer_config.json").exists(),
-            f"model.tokenizer=byte, but init.hf={init.hf} has a tokenizer of its own: set model.tokenizer={init.hf}",
-        )
+    _require(
+        init.nemo is None or config.model.tokenizer is not None,
+        f"init.nemo={init.nemo} holds weights alone: set model.tokenizer to their tokenizer's folder, or to byte",
+    )
     if tokenizer != "byte":
         _require(
             Path(tokenizer).is_dir(),

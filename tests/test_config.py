@@ -1,6 +1,6 @@
 import pytest
 
-from nemo_cdt.config import Config, DataName, Model, ObjectiveName, RopeScaling, load, save, walk
+from nemo_cdt.config import Config, DataName, Init, Model, ObjectiveName, RopeScaling, load, save, walk
 
 
 def test_a_saved_run_loads_as_it_was(tmp_path):
@@ -21,6 +21,17 @@ def test_a_run_without_rope_scaling_loads_without(tmp_path):
     save(Config(model=Model(rope_scaling=None)), tmp_path / "config.yaml")
 
     assert load(tmp_path / "config.yaml").model.rope_scaling is None
+
+
+def test_a_tokenizer_that_is_not_named_is_that_of_init_hf_or_byte(tmp_path):
+    (tmp_path / "with").mkdir()
+    (tmp_path / "with/tokenizer_config.json").touch()
+    init = Init(hf=str(tmp_path / "with"))
+
+    assert Config().tokenizer == "byte"
+    assert Config(init=Init(hf=str(tmp_path))).tokenizer == "byte"
+    assert Config(init=init).tokenizer == init.hf
+    assert Config(init=init, model=Model(tokenizer="byte")).tokenizer == "byte"
 
 
 def test_saving_replaces_the_file_and_leaves_no_other(tmp_path):

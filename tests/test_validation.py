@@ -101,14 +101,14 @@ REFUSED = {
     "init.nemo=/not/there": "init.nemo=/not/there is no folder",
     "init.hf=.": "init.hf=. is no Hugging Face model",
     "init.hf=bert": "init.hf=bert is a bert model",
-    "init.hf=llama": "set model.tokenizer=llama",
+    "init.nemo=llama": "set model.tokenizer to their tokenizer's folder, or to byte",
     "model.tokenizer=gpt2": "model.tokenizer=gpt2 is no folder",
     # where a run goes
     "output=old": "set resume=true to continue it, or another output",
     "output=rows/run": "is a file",
     "output=''": "output is empty",
     "export.hf=llama": "export.hf=llama is not empty",
-    "init.hf=llama model.tokenizer=llama export.hf=./llama": "is init.hf itself",
+    "init.hf=llama export.hf=./llama": "is init.hf itself",
 }
 
 

@@ -53,7 +53,7 @@ def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTLlamaModel, Docu
     logging.setLevel(logging.WARNING)
     L.seed_everything(config.trainer.seed, workers=True, verbose=False)
     start_from, vocab_size = initial_checkpoint(config)
-    tokenizer = load_tokenizer(config.model.tokenizer)
+    tokenizer = load_tokenizer(config.tokenizer)
     model_config = llama_config(config, vocab_size=vocab_size or padded(len(tokenizer)), on_gpu=on_gpu)
     train, validation = load_documents(
         config.data,
