@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from nemo_cdt.config import Config, Export, save
+from nemo_cdt.describe import describe
 from nemo_cdt.doctor import training_blockers
 from nemo_cdt.mistakes import fail
 
@@ -53,6 +54,7 @@ def _train(config: Config) -> None:
     """Train one run; where it fails before it wrote anything, OUTPUT is free for the next."""
     file = Path(config.output, "config.yaml")
     save(config, file)
+    print(f"\n{config.name}, in {config.output}", *(f"  {k:10} {v}" for k, v in describe(config).items()), sep="\n", flush=True)
     try:
         if config.trainer.world_size == 1:
             from nemo_cdt.nemo.train import train

@@ -26,6 +26,7 @@ from nemo_cdt.nemo.convert import convert
 from nemo_cdt.nemo.data import DocumentDataModule
 from nemo_cdt.nemo.metrics import JsonLinesLogger
 from nemo_cdt.nemo.model import CDTLlamaModel, llama_config, padded
+from nemo_cdt.nemo.progress import Progress
 from nemo_cdt.nemo.sample import SampleWriter
 from nemo_cdt.nemo.strategy import SynchronizedPrecision, SynchronizedStrategy
 from nemo_cdt.nemo.versions import write_versions
@@ -108,7 +109,7 @@ def _trainer(config: Config, on_gpu: bool, sample: SampleWriter) -> nl.Trainer:
         enable_model_summary=False,
         strategy=_strategy(config, on_gpu),
         plugins=SynchronizedPrecision("bf16-mixed" if settings.precision is Precision.bf16 else "32"),
-        callbacks=callbacks,
+        callbacks=[*callbacks, Progress()],
     )
 
 

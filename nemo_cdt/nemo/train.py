@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nemo_cdt.config import Accelerator, Config, load
 from nemo_cdt.mistakes import reported
+from nemo_cdt.nemo import console
 
 
 def train(config: Config) -> None:
@@ -20,7 +21,10 @@ def train(config: Config) -> None:
     Raises:
         ValueError: for what only the files themselves can tell: data, tokenizer, checkpoint.
     """
+    console.set_up()
     on_gpu = uses_gpu(config.trainer.accelerator)
+    if console.is_first_rank():
+        print(f"Training on {devices(config.trainer.world_size, on_gpu)}", flush=True)
     with _devices(on_gpu):
         _fit(config, on_gpu)
 
@@ -32,6 +36,15 @@ def uses_gpu(accelerator: Accelerator) -> bool:
     if accelerator is Accelerator.gpu and not torch.cuda.is_available():
         raise ValueError("trainer.accelerator=gpu, but torch sees no GPU; set trainer.accelerator=cpu, or auto")
     return accelerator is not Accelerator.cpu and torch.cuda.is_available()
+
+
+def devices(count: int, on_gpu: bool) -> str:
+    import torch
+
+    if on_gpu:
+        return f"{count} x {torch.cuda.get_device_name()}"
+    processes = "one process" if count == 1 else f"{count} processes"
+    return f"the CPU, in {processes} of {torch.get_num_threads()} threads"
 
 
 @contextmanager
