@@ -53,7 +53,7 @@ class Progress(L.callbacks.ProgressBar):
             told = figures(trainer.callback_metrics)
             print(f"step {done}/{last}  {told}  ETA {tqdm.format_interval(left)}", flush=True)
 
-    def teardown(self, *_: Any) -> None:
+    def teardown(self, *_: Any, **__: Any) -> None:
         """Also after an exception: what is printed then stands below the bar."""
         if self._bar is not None:
             self._bar.close()
