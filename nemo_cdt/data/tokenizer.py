@@ -59,3 +59,19 @@ def _from_folder(folder: Path) -> PreTrainedTokenizerFast:
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"model.tokenizer={folder}: a slow tokenizer; save it with a tokenizer.json beside it")
     return tokenizer
+
+
+def token_texts(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> list[str]:
+    """What each token writes. Joined and encoded with "surrogateescape", they are the bytes of the whole text.
+
+    A token may hold a part of a character only: its bytes are lone surrogates, as ``bytes.decode`` makes them.
+    """
+    if not isinstance(tokenizer.backend_tokenizer.decoder, decoders.ByteLevel):
+        return [tokenizer.decode([token]) for token in ids]
+    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+    added = tokenizer.added_tokens_decoder
+    written = (tokenizer.convert_ids_to_tokens(token) or "" for token in ids)  # a padded vocabulary has more ids
+    return [
+        text if token in added else bytes(map(byte_of.__getitem__, text)).decode("utf-8", "surrogateescape")
+        for token, text in zip(ids, written, strict=True)
+    ]

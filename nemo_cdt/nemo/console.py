@@ -8,33 +8,40 @@ import warnings
 
 from tqdm import tqdm
 
+PYNVML = "The pynvml package is deprecated"
 KNOWN_AND_HARMLESS = (
-    r"could not be imported: cannot import name",  # NeMo's deploy and evaluate, which need packages for serving
-    r"it already exists",  # OUTPUT: it holds config.yaml
-    r"\"update_logger_directory\" is True",
-    r"already contains a ModelCheckpoint",  # ours takes the place of Lightning's
-    r"Rerun ?State ?Machine",
-    r"GPU available but not used",  # nemo_cdt.cpu answers for CUDA
-    r"pynvml package is deprecated",
-    r"Transformer Engine and Apex are not installed",  # `nemo-cdt doctor` says so
-    r"unified memory mempool",
+    PYNVML,
+    "could not be imported: cannot import name",  # NeMo's deploy and evaluate, which need packages for serving
+    "it already exists",  # OUTPUT: it holds config.yaml
+    '"update_logger_directory" is True',
+    "already contains a ModelCheckpoint",  # ours takes the place of Lightning's
+    "Rerun ?State ?Machine",
+    "GPU available but not used",  # nemo_cdt.cpu answers for CUDA
+    "Transformer Engine and Apex are not installed",  # `nemo-cdt doctor` says so
+    "transformer_engine not installed",
+    "unified memory mempool",
+    "fused_indices_to_multihot has reached end of life",
+    "Cannot import zarr",
+    "OneLogger: Setting error_handling_strategy",  # NVIDIA's telemetry, which is off
+    "No exporters were provided",
+    "recommended to use `self.log\\('val_loss'",  # NeMo has reduced it
 )
-"""Messages that every run would show. Whatever is none of these appears."""
+"""Warnings that every run would show. One that is none of these appears."""
 
 
 def set_up() -> None:
     """Call it before NeMo and Megatron are imported: they warn then too."""
     for text in KNOWN_AND_HARMLESS:
         warnings.filterwarnings("ignore", f"(?si).*{text}")
+    os.environ.setdefault("PYTHONWARNINGS", f"ignore:{PYNVML}")  # Megatron's checkpoint writer is a new process
     harmless = _Harmless()
     for name in ("nemo_logger", "megatron.core.rerun_state_machine"):
-        logging.getLogger(name).addFilter(harmless)
-    import lightning.pytorch  # noqa: F401  sets its level when first imported
-
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # it tells of devices it sees, and gives tips
+        logging.getLogger(name).addFilter(harmless)  # these come to NeMo's own handlers
+    others = _AboveTheBar(logging.WARNING)
+    others.addFilter(harmless)
+    logging.getLogger().handlers = [others]
     ours = logging.getLogger("nemo_cdt")
-    ours.handlers = [_AboveTheBar() if is_first_rank() else logging.NullHandler()]
+    ours.handlers = [_AboveTheBar()] if is_first_rank() else [logging.NullHandler()]
     ours.setLevel(logging.INFO)
     ours.propagate = False
 
@@ -50,8 +57,8 @@ class _Harmless(logging.Filter):
 
 
 class _AboveTheBar(logging.Handler):
-    """Writes to stderr without breaking the progress bar, which moves down a line."""
+    """Writes to stderr; a progress bar moves down for it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        level = "warning: " if record.levelno >= logging.WARNING else ""
+        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         tqdm.write(level + record.getMessage(), file=sys.stderr)

@@ -7,8 +7,9 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from megatron.core import parallel_state
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
+from nemo_cdt.data.tokenizer import token_texts
 from nemo_cdt.megatron.detection import Detection
 
 
@@ -18,7 +19,7 @@ class SampleWriter(L.Callback):
     Each rank knows its own positions of it; rank 0 puts them together.
     """
 
-    def __init__(self, path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
         self.path = path
         self.tokenizer = tokenizer
         self._last: Detection | None = None
@@ -49,7 +50,7 @@ class SampleWriter(L.Callback):
         rows = [by_position[position] for position in sorted(by_position)]
         return {
             "step": step,
-            "tokens": [self.tokenizer.decode([row["tokens"]]) for row in rows],
+            "tokens": token_texts(self.tokenizer, [row["tokens"] for row in rows]),
             "types": [row["types"] for row in rows] if "types" in rows[0] else None,
             "scores": [row["scores"] for row in rows],
             "threshold": rows[0]["threshold"],

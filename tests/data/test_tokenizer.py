@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from nemo_cdt.data.tokenizer import load_tokenizer
+from nemo_cdt.data.tokenizer import load_tokenizer, token_texts
 
 TEXTS = [
     "",
@@ -76,3 +76,13 @@ def test_a_folder_without_a_usable_tokenizer_is_one_clear_line(tmp_path, files):
         load_tokenizer(str(tmp_path))
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_texts_of_tokens_joined_are_the_text(tokenizer, text):
+    texts = token_texts(tokenizer, tokenizer.encode(text, add_special_tokens=False))
+    assert "".join(texts).encode("utf-8", "surrogateescape") == text.encode()
+
+
+def test_a_token_of_no_text_writes_nothing(byte):
+    assert token_texts(byte, [97, 300]) == ["a", ""]
