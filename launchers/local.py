@@ -30,7 +30,7 @@ def launch_local(config: Config) -> None:
         from nemo_cdt.report import write_report
 
         write_report(Path(config.output))
-    print(f"\n{config.name} is done. It wrote:", *_written(Path(config.output)), sep="\n  ", flush=True)
+    print(f"\n{config.name} is done. {config.output} holds", *_table(_written(config)), sep="\n  ", flush=True)
 
 
 def _baseline(config: Config) -> list[Config]:
@@ -54,7 +54,7 @@ def _train(config: Config) -> None:
     """Train one run; where it fails before it wrote anything, OUTPUT is free for the next."""
     file = Path(config.output, "config.yaml")
     save(config, file)
-    print(f"\n{config.name}, in {config.output}", *(f"  {k:10} {v}" for k, v in describe(config).items()), sep="\n", flush=True)
+    print(f"\n{config.name}, in {config.output}", *_table(describe(config)), sep="\n  ", flush=True)
     try:
         if config.trainer.world_size == 1:
             from nemo_cdt.nemo.train import train
@@ -130,5 +130,27 @@ def _ending_on_signals(end: Callable[[], None]) -> Iterator[None]:
         raise SystemExit(128 + received[0])
 
 
-def _written(output: Path) -> list[str]:
-    return [f"{path}{'/' * path.is_dir()}" for path in sorted(output.iterdir()) if not path.name.startswith(".")]
+CONTENTS = {
+    "report.html": "pictures and a token heat map, for any browser",
+    "hf": "the trained model, for transformers.AutoModelForCausalLM",
+    "checkpoints": "NeMo's distributed checkpoints",
+    "metrics.jsonl": "the figures of every step",
+    "tensorboard": "the same, for TensorBoard",
+    "sample.json": "what detection made of one document",
+    "baseline": "the run that this one is compared to",
+    "config.yaml": "the whole configuration",
+    "versions.json": "with what it was made",
+    "tokenizer": "for the checkpoints",
+}
+
+
+def _written(config: Config) -> dict[str, str]:
+    """What is in OUTPUT, and what it is; NeMo's own logs last."""
+    found = {path.name: f"{path}{'/' * path.is_dir()}" for path in sorted(Path(config.output).iterdir())}
+    ours = {found.pop(name): what for name, what in CONTENTS.items() if name in found}
+    return ours | {path: "" for name, path in found.items() if not name.startswith(".")}
+
+
+def _table(rows: dict[str, str]) -> list[str]:
+    width = max(map(len, rows), default=0)
+    return [f"{name:{width}}  {value}".rstrip() for name, value in rows.items()]

@@ -70,7 +70,7 @@ def token_texts(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> list[str]
         return [tokenizer.decode([token]) for token in ids]
     byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
     added = tokenizer.added_tokens_decoder
-    written = (tokenizer.convert_ids_to_tokens(token) or "" for token in ids)  # a padded vocabulary has more ids
+    written = (str(tokenizer.convert_ids_to_tokens(token) or "") for token in ids)  # a padded vocabulary has more ids
     return [
         text if token in added else bytes(map(byte_of.__getitem__, text)).decode("utf-8", "surrogateescape")
         for token, text in zip(ids, written, strict=True)
