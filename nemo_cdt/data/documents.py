@@ -35,7 +35,12 @@ class Document:
 
 
 class Documents(Protocol):
-    """A map-style data set: the document at an index is the same whenever it is asked for."""
+    """A map-style data set: the document at an index is the same whenever it is asked for.
 
+    truncated: documents cut and tokens lost so far, by this process and its workers; one read twice is two.
+    """
+
+    @property
+    def truncated(self) -> tuple[int, int]: ...
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Document: ...

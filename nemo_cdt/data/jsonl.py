@@ -62,7 +62,6 @@ class JsonlDocuments:
 
     @property
     def truncated(self) -> tuple[int, int]:
-        """Documents cut and tokens lost so far, by this process and the workers it started; one read twice is two."""
         return self._truncated[0], self._truncated[1]
 
     def _index(self) -> tuple[np.ndarray, np.ndarray]:

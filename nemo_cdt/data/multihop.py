@@ -91,6 +91,8 @@ class MultihopDocuments:
             raise ValueError(f"data.seq_length={seq_length} is too short for the facts: set at least {needed - 1}")
         self._haystack = load_haystack(haystack)
 
+    truncated = (0, 0)
+
     def __len__(self) -> int:
         return self._size
 

@@ -21,6 +21,10 @@ class Shuffled:
         self._shuffle = shuffle
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
+    @property
+    def truncated(self) -> tuple[int, int]:
+        return self._documents.truncated
+
     def __len__(self) -> int:
         return self._length
 
@@ -43,6 +47,10 @@ class Subset:
     def __init__(self, documents: Documents, indices: np.ndarray):
         self._documents = documents
         self._indices = indices
+
+    @property
+    def truncated(self) -> tuple[int, int]:
+        return self._documents.truncated
 
     def __len__(self) -> int:
         return len(self._indices)

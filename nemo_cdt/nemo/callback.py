@@ -116,6 +116,23 @@ class StepMetrics(L.Callback):
             pl_module.log("peak_memory_gib", torch.cuda.max_memory_allocated() / 2**30, batch_size=1)
 
 
+class Truncation(L.Callback):
+    """Says, when training ends, what ``data.truncate`` cut off: on the console and in a row of the metrics."""
+
+    def on_train_end(self, trainer: Any, pl_module: L.LightningModule) -> None:
+        cut = torch.tensor(trainer.datamodule.train.documents.truncated, device=pl_module.device)
+        torch.distributed.all_reduce(cut, group=parallel_state.get_data_parallel_group())
+        documents, tokens = cut.tolist()
+        if documents:
+            logger.warning(
+                "data.truncate=true cut documents that are too long %d times, %d tokens in all", documents, tokens
+            )
+            for metrics in trainer.loggers:
+                metrics.log_metrics(
+                    {"truncated_documents": documents, "truncated_tokens": tokens}, step=trainer.global_step - 1
+                )
+
+
 def _learning_rate(trainer: L.Trainer) -> float:
     return trainer.optimizers[0].param_groups[0]["lr"]
 

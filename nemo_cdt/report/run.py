@@ -74,6 +74,9 @@ def _read_training(folder: Path) -> Run:
     if broken:
         lines = ", ".join(map(str, broken))
         run.remarks.append(f"Skipped unreadable metrics (line {lines}): the run was killed while writing there.")
+    if cut := sum(int(row.get("truncated_documents", 0)) for row in rows):
+        lost = sum(int(row.get("truncated_tokens", 0)) for row in rows)
+        run.remarks.append(f"data.truncate=true cut documents that are too long {cut:,} times, {lost:,} tokens in all.")
     if diverged := [row["step"] for row in training if math.isnan(_number(row["loss"]))]:
         run.remarks.append(f"The loss is no number in {len(diverged)} steps, first at step {min(diverged)}.")
     return run
