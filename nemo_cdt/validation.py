@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from nemo_cdt.config import Config, DataName, LauncherName, Model, Parallel, walk
+from nemo_cdt.resumption import earlier_attempt, require_same_run
 
 MAY_BE_ZERO = {
     "objective.beta",
@@ -235,18 +236,23 @@ def _check_output(config: Config) -> None:
         f"output={output} already holds a run: set resume=true to continue it, or another output",
     )
     _check_writable("output", output)
+    earlier = earlier_attempt(config)
+    if earlier is not None:
+        require_same_run(config, earlier)
     if config.export.hf is not None:
-        _check_export(config, Path(config.export.hf))
+        _check_export(config, earlier, Path(config.export.hf))
 
 
-def _check_export(config: Config, folder: Path) -> None:
+def _check_export(config: Config, earlier: Config | None, folder: Path) -> None:
     _check_writable("export.hf", folder)
     _require(
         config.init.hf is None or folder.resolve() != Path(config.init.hf).resolve(),
         f"export.hf={folder} is init.hf itself: set another folder",
     )
     _require(
-        config.resume or not folder.is_dir() or not any(folder.iterdir()),
+        (earlier is not None and earlier.export.hf == config.export.hf)  # what is there is that attempt's: replaced
+        or not folder.is_dir()
+        or not any(folder.iterdir()),
         f"export.hf={folder} is not empty: set another folder",
     )
 

@@ -1,11 +1,15 @@
 """Puts a run together from NeMo's parts: model, optimizer, strategy, logger, resumption, trainer."""
 
 import gc
+import logging as python_logging
+import shutil
+import signal
 from pathlib import Path
 
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
@@ -21,29 +25,53 @@ from nemo_cdt.config import Config, ObjectiveName, Optim, Precision, Schedule
 from nemo_cdt.data.split import load_documents
 from nemo_cdt.data.tokenizer import load_tokenizer
 from nemo_cdt.nemo.callback import ContextDenoising, StepMetrics
-from nemo_cdt.nemo.checkpoints import initial_checkpoint, latest_checkpoint
+from nemo_cdt.nemo.checkpoints import initial_checkpoint, latest_checkpoint, step_of, steps_done
+from nemo_cdt.nemo.console import is_first_rank
 from nemo_cdt.nemo.convert import convert
 from nemo_cdt.nemo.data import DocumentDataModule
 from nemo_cdt.nemo.metrics import JsonLinesLogger
 from nemo_cdt.nemo.model import CDTLlamaModel, llama_config, padded
 from nemo_cdt.nemo.progress import Progress
 from nemo_cdt.nemo.sample import SampleWriter
+from nemo_cdt.nemo.saving import Checkpoints, TrainingLoop
 from nemo_cdt.nemo.strategy import SynchronizedPrecision, SynchronizedStrategy
 from nemo_cdt.nemo.versions import write_versions
 
+log = python_logging.getLogger(__name__)
+
 
 def fit(config: Config, on_gpu: bool) -> None:
-    """Trains to ``trainer.max_steps``, then exports, and leaves the process as it was found: another run can follow."""
+    """Trains to ``trainer.max_steps``, then exports, and leaves the process as it was found: another run can follow.
+
+    Raises:
+        SystemExit: with 143, after saving, where SIGTERM asked for it (as Slurm does before it takes the machine away).
+    """
+    checkpoints = Path(config.output, "checkpoints")
+    if config.resume and (done := steps_done(checkpoints)) >= config.trainer.max_steps:
+        log.info(f"nothing to train: {checkpoints} has {done} steps, trainer.max_steps={config.trainer.max_steps}")
+    else:
+        _train(config, on_gpu)
+    if config.export.hf and is_first_rank():
+        _export(config, checkpoints)
+
+
+def _train(config: Config, on_gpu: bool) -> None:
     try:
         trainer, model, data = build(config, on_gpu)
         trainer.fit(model, data)
-        first = trainer.is_global_zero
+    except SIGTERMException:
+        log.warning(f"stopped by SIGTERM with {trainer.global_step} steps saved: resume=true goes on from there")
+        raise SystemExit(128 + signal.SIGTERM) from None
     finally:
         tear_down()
-    if config.export.hf and first:
-        checkpoint = latest_checkpoint(Path(config.output, "checkpoints"))
-        assert checkpoint is not None
-        convert(checkpoint, Path(config.export.hf))
+
+
+def _export(config: Config, checkpoints: Path) -> None:
+    checkpoint, folder = latest_checkpoint(checkpoints), Path(config.export.hf or "")
+    assert checkpoint is not None
+    if config.resume and folder.exists():
+        shutil.rmtree(folder)  # an earlier attempt's: validation lets no other pass
+    convert(checkpoint, folder)
 
 
 def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTLlamaModel, DocumentDataModule]:
@@ -68,9 +96,9 @@ def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTLlamaModel, Docu
         model_config, optim=_optimizer(config), tokenizer=AutoTokenizer(str(output / "tokenizer"), use_fast=True)
     )
     trainer = _trainer(config, on_gpu, SampleWriter(output / "sample.json", tokenizer))
-    logged = _logger(config, output).setup(trainer, resume_if_exists=True)
-    logged.files_to_move = []  # NeMo would move the files of OUTPUT, config.yaml and metrics.jsonl too, into run_0
     resume_from = latest_checkpoint(output / "checkpoints") if config.resume else None
+    logged = _logger(config, output, step_of(resume_from) if resume_from else 0).setup(trainer, resume_if_exists=True)
+    logged.files_to_move = []  # NeMo would move the files of OUTPUT, config.yaml and metrics.jsonl too, into run_0
     nl.AutoResume(
         resume_from_path=str(resume_from) if resume_from else None,
         restore_config=nl.RestoreConfig(path=str(start_from), load_artifacts=False) if start_from else None,
@@ -96,12 +124,13 @@ def _trainer(config: Config, on_gpu: bool, sample: SampleWriter) -> nl.Trainer:
     callbacks: list[L.Callback] = [StepMetrics(settings.global_batch_size * config.data.seq_length)]
     if config.objective.name is ObjectiveName.cdt:
         callbacks = [ContextDenoising(config.objective, sample.observe), sample, *callbacks]
-    return nl.Trainer(
+    trainer = nl.Trainer(
         accelerator="gpu" if on_gpu else "cpu",
         devices=settings.devices,
         num_nodes=settings.num_nodes,
         max_steps=settings.max_steps,
         val_check_interval=settings.val_interval if validates else None,
+        check_val_every_n_epoch=None if validates else 1,  # None: the interval counts a run's steps, resumed or not
         limit_val_batches=_validation_micro_batches(config) if validates else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
@@ -111,6 +140,9 @@ def _trainer(config: Config, on_gpu: bool, sample: SampleWriter) -> nl.Trainer:
         plugins=SynchronizedPrecision("bf16-mixed" if settings.precision is Precision.bf16 else "32"),
         callbacks=[*callbacks, Progress()],
     )
+    trainer.fit_loop.epoch_loop = TrainingLoop(trainer, trainer.min_steps, trainer.max_steps)
+    return trainer
+
 
 
 def _validation_micro_batches(config: Config) -> int:
@@ -165,19 +197,13 @@ def _scheduler(optim: Optim, max_steps: int) -> CosineAnnealingScheduler | Warmu
     )
 
 
-def _logger(config: Config, output: Path) -> nl.NeMoLogger:
+def _logger(config: Config, output: Path, done: int) -> nl.NeMoLogger:
+    """What it finds of steps after ``done``, of an attempt that was killed, is dropped."""
+    metrics = JsonLinesLogger(output / "metrics.jsonl")
+    metrics.drop_after(done)
     return nl.NeMoLogger(
         explicit_log_dir=str(output),
-        tensorboard=TensorBoardLogger(save_dir="tensorboard", name=""),
-        extra_loggers=[JsonLinesLogger(output / "metrics.jsonl")],
-        ckpt=nl.ModelCheckpoint(
-            monitor="steps",
-            mode="max",
-            save_top_k=2,
-            save_last="link",
-            every_n_train_steps=config.trainer.checkpoint_interval or config.trainer.max_steps,
-            filename="step={steps:.0f}",
-            auto_insert_metric_name=False,
-            save_optim_on_train_end=True,
-        ),
+        tensorboard=TensorBoardLogger(save_dir="tensorboard", name="", purge_step=done if config.resume else None),
+        extra_loggers=[metrics],
+        ckpt=Checkpoints(output / "checkpoints", config.trainer.checkpoint_interval),
     )

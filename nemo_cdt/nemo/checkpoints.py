@@ -10,11 +10,25 @@ from nemo_cdt.nemo import distributed, huggingface
 from nemo_cdt.nemo.convert import convert
 
 
+def finished_checkpoints(folder: Path) -> list[Path]:
+    """By their steps. NeMo marks one that is being written, or removed, as unfinished."""
+    found = [p for p in folder.glob("step=*") if p.is_dir() and not (folder / f"{p.name}-unfinished").exists()]
+    return sorted(found, key=step_of)
+
+
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The finished checkpoint with the most steps, or None. NeMo marks one that is being written as unfinished."""
-    found = [p for p in folder.glob("step=*") if p.is_dir() and not p.is_symlink()]
-    finished = [p for p in found if not (folder / f"{p.name}-unfinished").exists()]
-    return max(finished, key=_step) if finished else None
+    """The finished checkpoint with the most steps, or None."""
+    return next(reversed(finished_checkpoints(folder)), None)
+
+
+def steps_done(folder: Path) -> int:
+    latest = latest_checkpoint(folder)
+    return step_of(latest) if latest else 0
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number of steps that it has done."""
+    return int(checkpoint.name.removeprefix("step="))
 
 
 def initial_checkpoint(config: Config) -> tuple[Path | None, int | None]:
@@ -46,7 +60,3 @@ def _require_same(model: Model, found: Model, where: str) -> None:
         wanted, there = getattr(model, field.name), getattr(found, field.name)
         if field.name not in ours and wanted != there and not (field.name == "vocab_size" and wanted is None):
             raise ValueError(f"model.{field.name}={wanted}, but {where} has {there}: set model.{field.name}={there}")
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step=").split("-")[0])

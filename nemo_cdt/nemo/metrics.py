@@ -29,6 +29,16 @@ class JsonLinesLogger(Logger):
         return ""
 
     @rank_zero_only
+    def drop_after(self, step: int) -> None:
+        """Drops the rows after ``step``, which will be written anew, and one that a killed attempt left torn."""
+        if not self.path.exists():
+            return
+        whole = [line for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
+        partial = self.path.with_name(f".{self.path.name}")
+        partial.write_text("".join(line for line in whole if json.loads(line)["step"] <= step), encoding="utf-8")
+        partial.replace(self.path)
+
+    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         # `step` counts from the step's start, a row names the number of steps done by then.
         row: dict[str, float | str] = {"step": int(step or 0) + 1}

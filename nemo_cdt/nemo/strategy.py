@@ -1,6 +1,10 @@
-"""NeMo's strategy and precision, made safe to start; see the race in design.md section 4."""
+"""NeMo's strategy and precision, made safe to start (see the race in design.md section 4) and to resume."""
+
+from pathlib import Path
+from typing import Any
 
 import torch
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from nemo import lightning as nl
 from torch import nn
 
@@ -24,3 +28,32 @@ class SynchronizedStrategy(nl.MegatronStrategy):
     def init_model_parallel(self) -> None:
         super().init_model_parallel()
         torch.cuda.synchronize()
+
+    def load_checkpoint(self, checkpoint_path: str | Path, selective_restore: bool = False) -> dict[str, Any]:
+        if not selective_restore:
+            for wrapped in self.optimizers:
+                megatron = wrapped.mcore_optimizer
+                for each in getattr(megatron, "chained_optimizers", [megatron]):
+                    if isinstance(each.optimizer, torch.optim.Adam):
+                        _prepare_torch_adam(each)
+        return super().load_checkpoint(checkpoint_path, selective_restore)
+
+
+def _prepare_torch_adam(megatron: DistributedOptimizer) -> None:
+    """Megatron 0.15 loads the state of TE's and Apex's Adam; where neither is installed it fails on torch's.
+
+    It expects its state to be there already, gives all parameters one ``step`` tensor, which would then count once for
+    each of them, and looks for ``step`` among what was saved of a parameter, where it is not.
+    """
+    adam, set_state = megatron.optimizer, megatron._set_main_param_and_optimizer_states
+    for parameter in (p for group in adam.param_groups for p in group["params"]):
+        moments = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+        adam.state[parameter] = {"step": torch.tensor(0.0), **moments}
+
+    def set_state_with_step(model_parameter: nn.Parameter, saved: dict[str, torch.Tensor]) -> None:
+        group, place = megatron.model_param_group_index_map[model_parameter]
+        state = adam.state[adam.param_groups[group]["params"][place]]
+        state["step"] = state["step"].clone()
+        set_state(model_parameter, saved | {"step": state["step"]})
+
+    megatron._set_main_param_and_optimizer_states = set_state_with_step

@@ -1,0 +1,162 @@
+"""When a run saves and what it keeps: ``OUTPUT/checkpoints/step=N``, and the links ``last`` and ``best``."""
+
+import errno
+import math
+import os
+import shutil
+import signal
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.loops.fetchers import _DataFetcher
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from nemo import lightning as nl
+from nemo.lightning.io.pl import TrainerContext
+from nemo.lightning.pytorch.trainer import NoValOnRestartTrainingLoop
+
+from nemo_cdt.nemo import randomness
+from nemo_cdt.nemo.checkpoints import finished_checkpoints, step_of
+
+KEPT = 2
+"""The newest ones that are kept, beside the best."""
+
+
+class TrainingLoop(NoValOnRestartTrainingLoop):
+    """Saves between two steps, when all of a step is done: its validation and its row in ``metrics.jsonl`` too.
+
+    No hook of Lightning comes that late: what NeMo's callback saves counts steps and validations one off.
+    """
+
+    _preempted = False
+
+    def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
+        # The ranks agree, since a signal may reach them in different steps. Lightning would stop each at its own.
+        self._preempted = self.trainer.strategy.reduce_boolean_decision(self.trainer.received_sigterm, all=False)
+        with suppress(SIGTERMException):
+            super().on_advance_end(data_fetcher)
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, Checkpoints):
+                callback.after_step(self.trainer, self._preempted)
+        if self._preempted:
+            raise SIGTERMException
+
+    def _should_check_val_fx(self, data_fetcher: _DataFetcher) -> bool:
+        return not self._preempted and super()._should_check_val_fx(data_fetcher)  # little time is left to save
+
+    def _num_ready_batches_reached(self) -> bool:
+        """Never: there are no epochs. A resumed run's loader is shorter by what it has consumed; Lightning would end
+        an epoch there, and begin the next with data that were read before."""
+        return False
+
+
+class Checkpoints(nl.ModelCheckpoint):
+    """Saves every ``interval`` steps, after the last and when preempted; keeps the newest and the one with the lowest
+    validation loss of those that were validated when they were saved.
+
+    NeMo's callback writes, marks what is unfinished and removes. Its own triggers are off: :class:`TrainingLoop` calls.
+    """
+
+    def __init__(self, folder: Path, interval: int) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename="step={step}",
+            monitor=None,
+            save_top_k=0,
+            save_last=False,
+            every_n_train_steps=0,
+            save_optim_on_train_end=True,
+            # NeMo would only warn where the context cannot be written, and call the checkpoint finished
+            always_save_context=False,
+            save_context_on_train_end=False,
+        )
+        self.folder = folder
+        self.interval = interval
+        self.val_losses: dict[int, float] = {}
+        self._random: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"val_losses": self.val_losses, "random": randomness.states()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.val_losses, self._random = state_dict["val_losses"], state_dict["random"]
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Of a schedule only where it stands, so that a resumed run may have another ``trainer.max_steps``."""
+        progress = ("last_epoch", "_step_count", "_last_lr")
+        checkpoint["lr_schedulers"] = [{k: s[k] for k in progress} for s in checkpoint["lr_schedulers"]]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        _start_writer()
+        if self._random is not None:
+            randomness.restore(self._random)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.val_losses[trainer.global_step] = float(trainer.callback_metrics["val_loss"])
+
+    def after_step(self, trainer: L.Trainer, preempted: bool) -> None:
+        step = trainer.global_step
+        if preempted or step == trainer.max_steps or (self.interval and step % self.interval == 0):
+            self._save(trainer, self.folder / f"step={step}")
+            self._tidy(trainer)
+
+    def _save(self, trainer: L.Trainer, checkpoint: Path) -> None:
+        self.set_checkpoint_unfinished_marker(checkpoint, barrier_after=True)
+        try:
+            if trainer.is_global_zero:
+                TrainerContext.from_trainer(trainer).io_dump(checkpoint / "context", yaml_attrs=["model"])
+            self._save_checkpoint(trainer, str(checkpoint))
+        except Exception as error:
+            shutil.rmtree(checkpoint, ignore_errors=True)  # its marker stays, for what other ranks still write
+            if reason := _no_room(error):
+                raise OSError(f"{checkpoint} could not be saved: {reason}; {self._survivor()}") from error
+            raise
+
+    def _survivor(self) -> str:
+        finished = finished_checkpoints(self.folder)
+        return f"make room and set resume=true to go on from {finished[-1].name}" if finished else "make room"
+
+    def _tidy(self, trainer: L.Trainer) -> None:
+        """Links first, so that they never point at what is removed."""
+        finished: list[Path] = trainer.strategy.broadcast(finished_checkpoints(self.folder))
+        self.val_losses = trainer.strategy.broadcast(self.val_losses)  # rank 0's, so that all remove the same
+        best = self._best(finished)
+        if trainer.is_global_zero:
+            _link(self.folder / "last", finished[-1])
+            if best:
+                _link(self.folder / "best", best)
+        for checkpoint in finished[:-KEPT]:
+            if checkpoint != best:
+                self._remove_checkpoint(trainer, str(checkpoint))
+
+    def _best(self, finished: list[Path]) -> Path | None:
+        losses = {c: loss for c in finished if math.isfinite(loss := self.val_losses.get(step_of(c), math.nan))}
+        return min(losses, key=lambda checkpoint: losses[checkpoint]) if losses else None
+
+
+def _link(link: Path, target: Path) -> None:
+    partial = link.with_name(f".{link.name}")
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(target.name)
+    partial.replace(link)
+
+
+def _no_room(error: BaseException | None) -> str | None:
+    """How the system words it. Megatron's writers are processes, whose errors arrive as text."""
+    reasons = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
+    while error is not None:
+        for reason in reasons:
+            if reason in str(error):
+                return reason
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _start_writer() -> None:
+    """Slurm sends SIGTERM to every process of a job: it must not end the one in which Megatron's writers meet."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a new process inherits that
+    filesystem_async._get_write_results_queue()
+    signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,42 @@
+"""What a resumed run may change, checked before OUTPUT/config.yaml of its earlier attempt is overwritten."""
+
+from dataclasses import is_dataclass
+from pathlib import Path
+
+from nemo_cdt.config import Config, load, walk
+
+MAY_CHANGE = {
+    "name",
+    "output",
+    "resume",
+    "compare_to",
+    "report",
+    "data.num_workers",
+    "trainer.max_steps",
+    "trainer.micro_batch_size",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.accelerator",
+    "trainer.recompute",
+    "trainer.val_interval",
+    "trainer.checkpoint_interval",
+}
+"""And all of the groups ``parallel``, ``launcher`` and ``export``. The rest decides what is learned."""
+
+
+def earlier_attempt(config: Config) -> Config | None:
+    """The run that OUTPUT holds, if any."""
+    file = Path(config.output, "config.yaml")
+    return load(file) if file.exists() else None
+
+
+def require_same_run(config: Config, earlier: Config) -> None:
+    """Raise ValueError for a setting that would make another run of ``earlier``."""
+    before = dict(walk(earlier))
+    for name, value in walk(config):
+        free = name in MAY_CHANGE or name.startswith(("parallel.", "launcher.", "export."))
+        if not (free or is_dataclass(value) or value == before.get(name)):
+            raise ValueError(
+                f"{name}={value}, but the run in output={config.output} has {before.get(name)}: "
+                f"set {name}={before.get(name)} to resume it, or another output"
+            )
