@@ -16,6 +16,8 @@ MAY_BE_ZERO = {
     "data.validation_samples",
     "data.num_workers",
     "data.emojis",
+    "lora.rank",
+    "lora.dropout",
     "trainer.seed",
     "trainer.val_interval",
     "trainer.checkpoint_interval",
