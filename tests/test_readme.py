@@ -1,0 +1,84 @@
+"""The README is run: its commands compose, its paths exist, its tree is the tree."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from nemo_cdt.cli import main
+from nemo_cdt.config import Config, typed, walk
+from nemo_cdt.validation import validate
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^    (\S.*)$", README, re.MULTILINE)
+RUNS = [command for command in COMMANDS if command.startswith("python recipes/")]
+VERBS = sorted({command.split()[1] for command in COMMANDS if command.startswith("nemo-cdt ")})
+TREE = re.search(r"## The tree\n(.*?)\n## ", README, re.DOTALL)
+
+
+def first_words(section: str) -> list[str]:
+    return re.findall(r"^    (\S+)", section, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", RUNS)
+def test_a_run_composes_and_is_valid(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("{}")
+    (tmp_path / "Llama-3.1-8B").mkdir()
+    (tmp_path / "Llama-3.1-8B/config.json").write_text('{"model_type": "llama"}')
+    _, recipe, *overrides = shlex.split(command)
+    first_of_sweep = [re.sub(r",.*", "", override) for override in overrides if override != "-m"]
+
+    done = subprocess.run(
+        [sys.executable, str(ROOT / recipe), "--cfg", "job", *first_of_sweep], capture_output=True, text=True
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    validate(typed(OmegaConf.create(done.stdout)))
+
+
+def test_the_runs_are_some_of_each_kind():
+    assert len(RUNS) >= 5
+    assert VERBS == ["convert", "doctor", "report"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_explains_itself(verb, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([verb, "--help"])
+
+    assert exit.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: nemo-cdt {verb}")
+
+
+def test_the_tree_names_every_module_and_nothing_else():
+    assert TREE is not None
+    named = first_words(TREE[1])
+    packages = [*(ROOT / "nemo_cdt").rglob("*.py"), *(ROOT / "launchers").rglob("*.py"), *ROOT.glob("recipes/*.py")]
+    expected = {str(path.relative_to(ROOT)) for path in packages if path.name != "__init__.py"}
+
+    assert {name for name in named if name.startswith(("nemo_cdt/", "launchers/", "recipes/"))} == expected
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    assert len(named) == len({*named})
+
+
+def test_every_file_and_test_that_is_named_exists():
+    files = re.findall(r"`((?:nemo_cdt|tests|benchmarks|conf|recipes)/[\w./-]*)", README)
+    source = (ROOT / "tests/test_parity.py").read_text()
+
+    assert [file for file in files if not (ROOT / file.removesuffix("::")).exists()] == []
+    assert [test for test in re.findall(r"::(test_\w+)", README) if f"def {test}(" not in source] == []
+
+
+def test_every_key_of_the_contract_is_in_the_schema():
+    known = {key for key, _ in walk(Config())}
+    rows = re.findall(r"^\| `(\w+\.)` \| (.*) \|$", README, re.MULTILINE)
+    named = {f"{group}{key}" for group, keys in rows for key in re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", keys))}
+
+    assert len(named) > 30
+    assert named <= known
