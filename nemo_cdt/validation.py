@@ -189,6 +189,12 @@ def _check_data(config: Config) -> None:
         interval == 0 or data.validation_samples > 0 or data.validation_path is not None,
         f"data.validation_samples=0 with trainer.val_interval={interval}: set trainer.val_interval=0",
     )
+    whole = config.trainer.global_batch_size
+    _require(
+        interval == 0 or data.validation_samples % whole == 0,
+        f"data.validation_samples={data.validation_samples} must be a multiple of trainer.global_batch_size={whole}, or "
+        f"the rest is never validated on: set data.validation_samples={_nearest(data.validation_samples, whole)}",
+    )
     for name, path in (("data.path", data.path), ("data.validation_path", data.validation_path)):
         if path is not None:
             _check_readable(name, Path(path), folder=data.name is DataName.multihop)

@@ -95,6 +95,7 @@ REFUSED = {
     "data.name=jsonl data.path=rows data.validation_path=/not/there": "data.validation_path=/not/there does not exist",
     "data.name=jsonl data.path=empty": "data.path=empty is empty",
     "data.validation_samples=0 trainer.val_interval=5": "set trainer.val_interval=0",
+    "data.validation_samples=63 trainer.val_interval=5": "set data.validation_samples=64",
     # where weights come from
     "init.hf=llama init.nemo=llama": "set one of them to null",
     "init.hf=/not/there": "init.hf=/not/there is no folder",

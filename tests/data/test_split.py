@@ -60,6 +60,13 @@ def test_more_validation_rows_than_the_file_can_spare_are_refused(byte, rows, as
         load(byte, name=DataName.jsonl, path=rows, validation_samples=asked)
 
 
+def test_what_is_cut_off_is_known_behind_the_order_and_the_split(byte, rows):
+    train, _ = load(byte, name=DataName.jsonl, path=rows, seq_length=4, truncate=True, validation_samples=5)
+    assert train.truncated == (0, 0)
+    assert len(train[0].input_ids) == 5
+    assert train.truncated == (1, len("row 00") - 5)
+
+
 def test_multihop_gives_a_document_for_every_sample_of_the_run(byte):
     train, validation = load(byte, seq_length=700, max_documents=12, validation_samples=6)
     assert (len(train), len(validation)) == (12, 6)
