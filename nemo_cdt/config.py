@@ -91,7 +91,7 @@ class Model:
     init_std: float = 0.02
     tied_embeddings: bool = False
     fp32_residual: bool = False  # keep the residual stream, and so the denoised embedding, in fp32
-    tokenizer: Optional[str] = None  # a Hugging Face folder, or "byte"; None: that of init.hf, or byte where it has none
+    tokenizer: Optional[str] = None  # a Hugging Face folder, or "byte"; None: that of init.hf, else byte
 
 
 @dataclass(kw_only=True, slots=True)

@@ -192,8 +192,8 @@ def _check_data(config: Config) -> None:
     whole = config.trainer.global_batch_size
     _require(
         interval == 0 or data.validation_samples % whole == 0,
-        f"data.validation_samples={data.validation_samples} must be a multiple of trainer.global_batch_size={whole}, or "
-        f"the rest is never validated on: set data.validation_samples={_nearest(data.validation_samples, whole)}",
+        f"data.validation_samples={data.validation_samples} must be a multiple of trainer.global_batch_size={whole}, "
+        f"or the rest is never validated on: set data.validation_samples={_nearest(data.validation_samples, whole)}",
     )
     for name, path in (("data.path", data.path), ("data.validation_path", data.validation_path)):
         if path is not None:
