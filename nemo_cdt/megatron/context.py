@@ -25,7 +25,7 @@ def row_positions(cu_seqlens: list[int], cp_size: int, cp_rank: int) -> Tensor:
         chunk, rest = divmod(end - start, 2 * cp_size)
         if rest:
             raise ValueError(
-                f"a document of {end - start} positions does not divide into 2 * parallel.context = {2 * cp_size} chunks"
+                f"a document of {end - start} positions cannot be cut in 2 * parallel.context = {2 * cp_size} chunks"
             )
         for index in (cp_rank, 2 * cp_size - 1 - cp_rank):
             pieces.append(torch.arange(start + index * chunk, start + (index + 1) * chunk))
