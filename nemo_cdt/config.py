@@ -56,6 +56,22 @@ class Accelerator(StrEnum):
     gpu = "gpu"
 
 
+class ContextComm(StrEnum):
+    """How context-parallel ranks exchange keys and values, as Transformer Engine names it."""
+
+    p2p = "p2p"
+    all_gather = "all_gather"
+    a2a = "a2a"
+
+
+class Recompute(StrEnum):
+    """Which activations are computed again in the backward pass: Megatron's granularities."""
+
+    none = "none"
+    selective = "selective"
+    full = "full"
+
+
 class Schedule(StrEnum):
     cosine = "cosine"
     constant = "constant"
@@ -114,6 +130,8 @@ class Data:
     validation_samples: int = 64
     shuffle: bool = True
     num_workers: int = 0
+    document_length: Optional[int] = None  # positions fed of one document at most; None: seq_length. Shorter to pack
+    pack: bool = False  # fill each row with whole documents; attention, positions and thresholds stay within each
     truncate: bool = False  # jsonl: cut what is longer than seq_length + 1 instead of refusing it
     hops: list[int] = field(default_factory=lambda: [3, 4])  # multihop: which of 3 and 4 to draw from
     emojis: int = 3  # multihop: low-frequency tokens in each sample
@@ -125,7 +143,10 @@ class Parallel:
     pipeline: int = 1
     virtual_pipeline: Optional[int] = None
     context: int = 1
+    context_comm: ContextComm = ContextComm.p2p
     sequence: bool = False
+    overlap_grad_reduce: bool = False
+    overlap_param_gather: bool = False  # needs overlap_grad_reduce, as in Megatron
 
     @property
     def model_size(self) -> int:
@@ -141,6 +162,7 @@ class Trainer:
     precision: Precision = Precision.bf16
     devices: int = 1
     num_nodes: int = 1
+    recompute: Recompute = Recompute.none
     accelerator: Accelerator = Accelerator.auto
     seed: int = 42
     val_interval: int = 0  # steps between validations; 0: never
@@ -176,6 +198,15 @@ class Export:
 
 
 @dataclass(kw_only=True, slots=True)
+class Lora:
+    """Low-rank adapters through NeMo's PEFT; ``rank=0`` trains all weights."""
+
+    rank: int = 0
+    alpha: int = 32
+    dropout: float = 0.0
+
+
+@dataclass(kw_only=True, slots=True)
 class Launcher:
     name: LauncherName = LauncherName.local
 
@@ -193,6 +224,7 @@ class Config:
     parallel: Parallel = field(default_factory=Parallel)
     trainer: Trainer = field(default_factory=Trainer)
     optim: Optim = field(default_factory=Optim)
+    lora: Lora = field(default_factory=Lora)
     launcher: Launcher = field(default_factory=Launcher)
     init: Init = field(default_factory=Init)
     export: Export = field(default_factory=Export)

@@ -1,6 +1,7 @@
 """What test processes run: a whole training run, with what the tests want to see of it. Returns numpy only."""
 
 import functools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,15 @@ class Seen(L.Callback):
         """Keeps one record a row: real positions, noise mask and delta, on this rank."""
         if len(self.weight_gradients) == trainer.global_step:  # the step's first micro-batch
             parameters = list(trainer.strategy.megatron_parallel.parameters())
-            self.weight_gradients.append(max(float(p.main_grad.abs().max()) for p in parameters))
+            self.weight_gradients.append(max((float(p.main_grad.abs().max()) for p in parameters), default=0.0))
             assert all(p.grad is None for p in parameters)
+        from megatron.core import parallel_state
+
         share = {k: found.share(found.batch[k].t()).numpy() for k in ("positions", "documents", "tokens")}
-        for row in range(share["tokens"].shape[1]):
+        micro_batch = sum(d["step"] == trainer.global_step for d in self.detections) // found.noise_SB.shape[1]
+        size, rows = trainer.strategy.data_sampler.micro_batch_size, share["tokens"].shape[1]
+        first = (micro_batch * parallel_state.get_data_parallel_world_size() + parallel_state.get_data_parallel_rank()) * size
+        for row in range(rows):
             real = share["documents"][:, row] >= 0
             self.detections.append(
                 {
@@ -76,6 +82,7 @@ class Seen(L.Callback):
                     "score": found.score_SB.numpy()[real, row],
                     "delta": found.delta_SBH.float().numpy()[real, row],
                     "threshold": found.threshold_N.numpy(),
+                    "row": first + row,
                 }
             )
 
@@ -85,3 +92,31 @@ def _weights(model: Any) -> dict[str, np.ndarray]:
     while hasattr(module, "module"):
         module = module.module
     return {k: v.detach().float().numpy().copy() for k, v in module.state_dict().items() if isinstance(v, torch.Tensor)}
+
+
+def initial(model: Any, vocabulary: int, hf: Path, nemo: Path) -> None:
+    """Random weights, as a Hugging Face folder and as a NeMo checkpoint."""
+    from tests.llama import random_hugging_face
+
+    random_hugging_face(model, vocabulary).save_pretrained(hf)
+    with cuda_on_cpu():
+        from nemo_cdt.nemo.convert import convert
+
+        convert(hf, nemo)
+
+
+def train_and_read(config: Config, mutate: str | None = None) -> dict[str, Any]:
+    """:func:`train`, and on rank 0 also every tensor of the checkpoint that it ends with, whole: weights, Adam's too."""
+    result = train(config, mutate)
+    del result["initial"], result["final"]
+    if os.environ["RANK"] == "0":
+        import torch.distributed.checkpoint as dcp
+
+        from nemo_cdt.nemo.checkpoints import latest_checkpoint
+
+        reader = dcp.FileSystemReader(latest_checkpoint(Path(config.output, "checkpoints")) / "weights")
+        entries = reader.read_metadata().state_dict_metadata
+        tensors = {k: torch.empty(v.size) for k, v in entries.items() if isinstance(v, dcp.metadata.TensorStorageMetadata)}
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
+        result["state"] = {k: v.numpy() for k, v in tensors.items()}
+    return result

@@ -8,8 +8,19 @@ from nemo_cdt.config import Model
 
 
 def hugging_face(model: Model, vocab_size: int, weights: dict[str, np.ndarray]) -> LlamaForCausalLM:
+    llama = LlamaForCausalLM(configuration(model, vocab_size)).float()
+    llama.load_state_dict({k: torch.tensor(v) for k, v in renamed(model, weights).items()}, strict=True)
+    return llama
+
+
+def random_hugging_face(model: Model, vocab_size: int) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(configuration(model, vocab_size)).float()
+
+
+def configuration(model: Model, vocab_size: int) -> LlamaConfig:
     rope = model.rope_scaling
-    config = LlamaConfig(
+    return LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=model.hidden_size,
         intermediate_size=model.ffn_hidden_size,
@@ -28,11 +39,9 @@ def hugging_face(model: Model, vocab_size: int, weights: dict[str, np.ndarray]) 
             "high_freq_factor": rope.high_freq_factor,
             "original_max_position_embeddings": rope.original_max_position_embeddings,
         },
+        initializer_range=model.init_std,
         attn_implementation="eager",
     )
-    llama = LlamaForCausalLM(config).float()
-    llama.load_state_dict({k: torch.tensor(v) for k, v in renamed(model, weights).items()}, strict=True)
-    return llama
 
 
 def renamed(model: Model, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

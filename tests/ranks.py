@@ -15,7 +15,7 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.preload"])
 
 
-def on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, timeout: float = 300) -> list[Any]:
+def on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, timeout: float = 120) -> list[Any]:
     """``function(*arguments)`` on every rank; what each returned, by rank. A rank's failure is raised here, named."""
     results = _context.Queue()
     port = _free_port()

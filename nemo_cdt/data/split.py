@@ -35,7 +35,7 @@ def _multihop(
     train, validation = (
         MultihopDocuments(
             tokenizer,
-            seq_length=data.seq_length,
+            seq_length=data.document_length or data.seq_length,
             seed=seed,
             size=size,
             hops=data.hops,
@@ -53,7 +53,7 @@ def _jsonl(data: Data, tokenizer: PreTrainedTokenizerFast, seed: int, vocab_size
 
     def load(path: str) -> JsonlDocuments:
         return JsonlDocuments(
-            path, tokenizer, seq_length=data.seq_length, truncate=data.truncate, vocab_size=vocab_size
+            path, tokenizer, seq_length=data.document_length or data.seq_length, truncate=data.truncate, vocab_size=vocab_size
         )
 
     rows = load(data.path)

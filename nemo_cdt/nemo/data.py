@@ -1,28 +1,60 @@
-"""Documents as a NeMo data module: Megatron's sampler decides who reads what, and where a resumed run goes on."""
+"""Rows of documents as a NeMo data module: Megatron's sampler decides who reads what, and where a resumed run goes on."""
 
+import logging
 from typing import Any
 
 import lightning.pytorch as L
-import numpy as np
 import torch
 from megatron.core.num_microbatches_calculator import update_num_microbatches
 from nemo.lightning.data import WrappedDataLoader
 from nemo.lightning.pytorch.plugins import MegatronDataSampler
 
+from transformers import PreTrainedTokenizerFast
+
 from nemo_cdt.config import Config
-from nemo_cdt.data.documents import Documents
-from nemo_cdt.data.rows import row
+from nemo_cdt.data.rows import PackedRows, Rows
+from nemo_cdt.data.split import load_documents
+
+logger = logging.getLogger("nemo_cdt")
 
 
-class DocumentDataModule(L.LightningDataModule):
-    """Rows of one document each.
+def load_rows(
+    config: Config, tokenizer: PreTrainedTokenizerFast, vocab_size: int
+) -> tuple[Rows | PackedRows, Rows]:
+    """Training rows in the run's order, and validation rows, which are never packed.
 
-    train must hold ``trainer.max_steps * trainer.global_batch_size`` documents, in the order in which they are read.
+    Raises:
+        ValueError: for what is wrong with the data.
     """
+    data, count = config.data, config.trainer.max_steps * config.trainer.global_batch_size
+    train, validation = load_documents(
+        data,
+        tokenizer,
+        seed=config.trainer.seed,
+        max_documents=_UNBOUNDED if data.pack else count,
+        vocab_size=vocab_size,
+    )
+    held_out = Rows(validation, data.seq_length)
+    if not data.pack:
+        return Rows(train, data.seq_length), held_out
+    multiple = 2 * config.parallel.context if config.parallel.context > 1 else 1
+    packed = PackedRows(train, data.seq_length, count=count, multiple=multiple)
+    logger.info(
+        "packed %d documents into %d rows of %d positions, %.1f %% of them padding",
+        packed.first[-1], count, data.seq_length, 100 * packed.wasted / (count * data.seq_length),
+    )  # fmt: skip
+    return packed, held_out
 
-    def __init__(self, config: Config, train: Documents, validation: Documents) -> None:
+
+_UNBOUNDED = 2**40
+"""Documents that a packed run may ask for: how many it needs is known once they are packed."""
+
+
+class RowDataModule(L.LightningDataModule):
+    """train must hold ``trainer.max_steps * trainer.global_batch_size`` rows, in the order in which they are read."""
+
+    def __init__(self, config: Config, train: Rows | PackedRows, validation: Rows | PackedRows) -> None:
         super().__init__()
-        self.seq_length = config.data.seq_length
         self.num_workers = config.data.num_workers
         self.train = train
         self.validation = validation
@@ -39,11 +71,11 @@ class DocumentDataModule(L.LightningDataModule):
     def val_dataloader(self) -> WrappedDataLoader:
         return self._loader(self.validation, "validation")
 
-    def _loader(self, documents: Documents, mode: str) -> WrappedDataLoader:
+    def _loader(self, rows: Rows | PackedRows, mode: str) -> WrappedDataLoader:
         self.data_sampler.init_global_step = self.trainer.global_step
         return WrappedDataLoader(
             mode=mode,
-            dataset=Rows(documents, self.seq_length),
+            dataset=rows,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -58,15 +90,3 @@ class DocumentDataModule(L.LightningDataModule):
         self.data_sampler.init_consumed_samples = consumed
         self.data_sampler.prev_consumed_samples = consumed
         update_num_microbatches(consumed_samples=consumed, consistency_check=False)
-
-
-class Rows(torch.utils.data.Dataset):
-    def __init__(self, documents: Documents, seq_length: int) -> None:
-        self.documents = documents
-        self.seq_length = seq_length
-
-    def __len__(self) -> int:
-        return len(self.documents)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return row(self.documents[index], self.seq_length)

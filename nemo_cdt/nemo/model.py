@@ -1,13 +1,14 @@
 """From the ``model`` group of conf/ to a NeMo model."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from nemo.collections import llm
 from nemo.collections.llm.gpt.model.llama import Llama3Config, Llama31Config, LlamaConfig
 from nemo.utils.import_utils import safe_import
 from torch import Tensor
 
-from nemo_cdt.config import Config
+from nemo_cdt.config import Config, Recompute
 from nemo_cdt.megatron.layers import layer_spec
 from nemo_cdt.megatron.microbatch import MicroBatch, take
 
@@ -57,6 +58,9 @@ def llama_config(config: Config, *, vocab_size: int, on_gpu: bool) -> LlamaConfi
         "vocab_size": vocab_size,
         "calculate_per_token_loss": True,  # Megatron's other normalisation divides by each rank's own label count
         "cross_entropy_loss_fusion": False,
+        "cp_comm_type": str(config.parallel.context_comm),
+        **_RECOMPUTE[config.trainer.recompute],
+        **(_INTERLEAVED if config.parallel.virtual_pipeline else {}),
         **(_GPU_KERNELS if on_gpu else _NO_KERNELS),
     }
     if not (on_gpu and HAVE_TRANSFORMER_ENGINE):
@@ -72,9 +76,17 @@ def llama_config(config: Config, *, vocab_size: int, on_gpu: bool) -> LlamaConfi
     )
 
 
+_RECOMPUTE: dict[Recompute, dict[str, Any]] = {
+    Recompute.none: {},
+    Recompute.selective: {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+    Recompute.full: {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
+_INTERLEAVED = {"overlap_p2p_comm": True, "batch_p2p_comm": False}
+"""With two stages a batch of sends and receives pairs activations with gradients: Megatron asks for this, NeMo does not."""
 _GPU_KERNELS: dict[str, bool] = {}
 _NO_KERNELS = {
     "use_cpu_initialization": True,  # also makes random weights independent of the tensor-parallel size
+    "deallocate_pipeline_outputs": False,  # gloo sends from the tensor's own memory, after Megatron has let go of it
     "masked_softmax_fusion": False,
     "bias_activation_fusion": False,
     "bias_dropout_fusion": False,

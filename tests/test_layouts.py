@@ -1,0 +1,128 @@
+"""Every layout gives the answer of one process: masks, deltas, gradients (Adam's first moment) and weights."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nemo_cdt import config as c
+from tests import jobs
+from tests.ranks import on_ranks
+from tests.runs import TINY, VOCABULARY, small_run, write_documents
+
+MODEL = replace(TINY, num_layers=4)
+DELTA = 1e-6  # fp32, deltas of up to 0.1
+STATE = 1e-5  # fp32: weights, and Adam's first moment of gradients of norm up to 1
+
+
+@dataclass
+class Layout:
+    ranks: int
+    parallel: c.Parallel = field(default_factory=c.Parallel)
+    trainer: dict[str, Any] = field(default_factory=dict)
+
+
+LAYOUTS = {
+    "DP2": Layout(2),
+    "DP2 overlapped": Layout(2, c.Parallel(overlap_grad_reduce=True, overlap_param_gather=True)),
+    "TP2": Layout(2, c.Parallel(tensor=2)),
+    "TP2+SP": Layout(2, c.Parallel(tensor=2, sequence=True)),
+    "CP2": Layout(2, c.Parallel(context=2)),
+    "PP2": Layout(2, c.Parallel(pipeline=2)),
+    "PP2 interleaved": Layout(2, c.Parallel(pipeline=2, virtual_pipeline=2)),
+    "PP4": Layout(4, c.Parallel(pipeline=4)),
+    "CP4": Layout(4, c.Parallel(context=4)),
+    "TP2+SP CP2": Layout(4, c.Parallel(tensor=2, sequence=True, context=2)),
+    "TP2 PP2": Layout(4, c.Parallel(tensor=2, pipeline=2)),
+    "TP2+SP PP2 interleaved": Layout(4, c.Parallel(tensor=2, sequence=True, pipeline=2, virtual_pipeline=2)),
+    "CP2 PP2": Layout(4, c.Parallel(context=2, pipeline=2)),
+    "CP2 DP2": Layout(4, c.Parallel(context=2)),
+    "TP2+SP DP2 overlapped": Layout(
+        4, c.Parallel(tensor=2, sequence=True, overlap_grad_reduce=True, overlap_param_gather=True)
+    ),
+    "PP2 DP2": Layout(4, c.Parallel(pipeline=2)),
+    "PP2 interleaved DP2 overlapped": Layout(
+        4, c.Parallel(pipeline=2, virtual_pipeline=2, overlap_grad_reduce=True, overlap_param_gather=True)
+    ),
+    "full recompute": Layout(1, trainer={"recompute": c.Recompute.full}),
+    "selective recompute": Layout(1, trainer={"recompute": c.Recompute.selective}),
+    "TP2+SP full recompute": Layout(
+        2, c.Parallel(tensor=2, sequence=True), trainer={"recompute": c.Recompute.full}
+    ),
+    "8 rows in one micro-batch": Layout(1, trainer={"micro_batch_size": 8}),
+}  # fmt: skip
+
+
+@dataclass
+class Shared:
+    """What all runs of this module start from."""
+
+    folder: Path
+
+    def run(self, name: str, layout: Layout, *, pack: bool = False, mutate: str | None = None) -> list[dict[str, Any]]:
+        config = small_run(self.folder / name.replace(" ", "_"), self.folder / "d.jsonl", global_batch=8)
+        config.model, config.parallel = MODEL, layout.parallel
+        config.init.nemo = str(self.folder / "nemo")
+        config.trainer = replace(config.trainer, devices=layout.ranks, **layout.trainer)
+        config.data = replace(config.data, pack=pack, seq_length=128 if pack else 64, document_length=64)
+        return on_ranks(jobs.train_and_read, layout.ranks, config, mutate)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    folder = tmp_path_factory.mktemp("layouts")
+    write_documents(folder / "d.jsonl", kind="sft", count=100, longest=60)
+    on_ranks(jobs.initial, 1, MODEL, VOCABULARY, folder / "hf", folder / "nemo")
+    return Shared(folder)
+
+
+@pytest.fixture(scope="module")
+def expected(shared: Shared) -> dict[str, Any]:
+    return shared.run("expected", Layout(1))[0]
+
+
+@pytest.fixture(scope="module")
+def expected_packed(shared: Shared) -> dict[str, Any]:
+    return shared.run("expected packed", Layout(1), pack=True)[0]
+
+
+def by_token(ranks: list[dict[str, Any]]) -> dict[tuple, tuple[bool, np.ndarray, float]]:
+    """(step, document, position in it) -> noise, delta, score relative to the threshold; of all ranks together.
+
+    Documents are told apart by the multiset of what all ranks hold of them, so nothing here trusts the layout.
+    """
+    found: dict[tuple, tuple[bool, np.ndarray, float]] = {}
+    for rank in ranks:
+        for row in rank["detections"]:
+            thresholds = row["threshold"]
+            for index, position in enumerate(row["positions"]):
+                document = row["documents"][index]
+                threshold = thresholds[document] if len(thresholds) > document else thresholds[0]
+                key = (row["step"], row["row"], int(position))
+                value = (bool(row["noise"][index]), row["delta"][index], row["score"][index] / threshold)
+                if key in found:
+                    np.testing.assert_array_equal(found[key][1], value[1])  # tensor-parallel ranks hold copies
+                found[key] = value
+    return found
+
+
+def assert_same(ranks: list[dict[str, Any]], expected: dict[str, Any]) -> None:
+    ours, theirs = by_token(ranks), by_token([expected])
+    assert ours.keys() == theirs.keys()
+    ties = [key for key, (*_, relative) in theirs.items() if abs(relative - 1) < 1e-5]
+    assert len(ties) < 3, f"too many scores at the threshold to say anything: {ties}"
+    for key, (noise, delta, _) in theirs.items():
+        if key not in ties:
+            assert ours[key][0] == noise, f"mask differs at (step, row, position) {key}"
+            np.testing.assert_allclose(ours[key][1], delta, atol=DELTA)
+    last = [rank for rank in ranks if rank["losses"][0] > 0][0]
+    np.testing.assert_allclose(last["losses"], expected["losses"], atol=1e-5)
+    for name, value in expected["state"].items():
+        np.testing.assert_allclose(ranks[0]["state"][name], value, atol=STATE, err_msg=name)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_gives_the_answer_of_one_process(name: str, shared: Shared, expected: dict[str, Any]) -> None:
+    assert_same(shared.run(name, LAYOUTS[name]), expected)
