@@ -22,13 +22,12 @@ from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptim
 from nemo.utils import AppState, logging
 
 from nemo_cdt.config import Config, ObjectiveName, Optim, Precision, Schedule
-from nemo_cdt.data.split import load_documents
 from nemo_cdt.data.tokenizer import load_tokenizer
-from nemo_cdt.nemo.callback import ContextDenoising, StepMetrics
+from nemo_cdt.nemo.callback import ContextDenoising, StepMetrics, Truncation
 from nemo_cdt.nemo.checkpoints import initial_checkpoint, latest_checkpoint, step_of, steps_done
 from nemo_cdt.nemo.console import is_first_rank
 from nemo_cdt.nemo.convert import convert
-from nemo_cdt.nemo.data import DocumentDataModule
+from nemo_cdt.nemo.data import RowDataModule, load_rows
 from nemo_cdt.nemo.metrics import JsonLinesLogger
 from nemo_cdt.nemo.model import CDTLlamaModel, llama_config, padded
 from nemo_cdt.nemo.progress import Progress
@@ -74,7 +73,7 @@ def _export(config: Config, checkpoints: Path) -> None:
     convert(checkpoint, folder)
 
 
-def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTLlamaModel, DocumentDataModule]:
+def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTLlamaModel, RowDataModule]:
     """Everything ``trainer.fit`` needs, connected to OUTPUT."""
     output = Path(config.output)
     # NeMo's telemetry, which only its own `llm.train` configures: under torchrun rank 0 would raise at the first save.
@@ -84,13 +83,7 @@ def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTLlamaModel, Docu
     start_from, vocab_size = initial_checkpoint(config)
     tokenizer = load_tokenizer(config.tokenizer)
     model_config = llama_config(config, vocab_size=vocab_size or padded(len(tokenizer)), on_gpu=on_gpu)
-    train, validation = load_documents(
-        config.data,
-        tokenizer,
-        seed=config.trainer.seed,
-        max_documents=config.trainer.max_steps * config.trainer.global_batch_size,
-        vocab_size=model_config.vocab_size,
-    )
+    train, validation = load_rows(config, tokenizer, model_config.vocab_size)
     tokenizer.save_pretrained(output / "tokenizer")
     model = CDTLlamaModel(
         model_config, optim=_optimizer(config), tokenizer=AutoTokenizer(str(output / "tokenizer"), use_fast=True)
@@ -105,7 +98,7 @@ def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTLlamaModel, Docu
     ).setup(trainer, model)
     if trainer.is_global_zero:
         write_versions(output / "versions.json")
-    return trainer, model, DocumentDataModule(config, train, validation)
+    return trainer, model, RowDataModule(config, train, validation)
 
 
 def tear_down() -> None:
@@ -138,7 +131,7 @@ def _trainer(config: Config, on_gpu: bool, sample: SampleWriter) -> nl.Trainer:
         enable_model_summary=False,
         strategy=_strategy(config, on_gpu),
         plugins=SynchronizedPrecision("bf16-mixed" if settings.precision is Precision.bf16 else "32"),
-        callbacks=[*callbacks, Progress()],
+        callbacks=[*callbacks, Truncation(), Progress()],
     )
     trainer.fit_loop.epoch_loop = TrainingLoop(trainer, trainer.min_steps, trainer.max_steps)
     return trainer
@@ -164,6 +157,8 @@ def _strategy(config: Config, on_gpu: bool) -> SynchronizedStrategy:
         replace_progress_bar=False,
         ddp=DistributedDataParallelConfig(
             use_distributed_optimizer=True,
+            overlap_grad_reduce=parallel.overlap_grad_reduce,
+            overlap_param_gather=parallel.overlap_param_gather,
             average_in_collective=False,  # the loss is a sum that is divided by the global label count at the end
             check_for_nan_in_grad=True,
         ),
@@ -184,6 +179,7 @@ def _optimizer(config: Config) -> MegatronOptimizerModule:
             clip_grad=optim.clip_grad,
             bf16=config.trainer.precision is Precision.bf16,
             use_distributed_optimizer=True,
+            overlap_param_gather=config.parallel.overlap_param_gather,
         ),
         lr_scheduler=_scheduler(optim, config.trainer.max_steps),
     )
