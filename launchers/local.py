@@ -18,6 +18,7 @@ from nemo_cdt.doctor import training_blockers
 from nemo_cdt.mistakes import fail
 
 TRAIN = "nemo_cdt.nemo.train"
+PYNVML = "The pynvml package is deprecated"
 
 
 def launch_local(config: Config) -> None:
@@ -72,7 +73,7 @@ def _train(config: Config) -> None:
 def _train_in_processes(file: Path, devices: int) -> None:
     """SystemExit where they fail: with 2 for the mistake of a user that one of them names, else with 1."""
     records = Path(tempfile.mkdtemp(dir=_nemo_run_home().name))
-    warnings.filterwarnings("ignore", "The pynvml package is deprecated")
+    warnings.filterwarnings("ignore", PYNVML)
     import nemo_run
 
     executor = nemo_run.LocalExecutor(ntasks_per_node=devices, launcher="torchrun", env_vars=_environment())
@@ -108,7 +109,12 @@ def _mistake(logs: Path) -> str | None:
 def _environment() -> dict[str, str]:
     """torchrun of this environment, activated or not, and without its log of every step it takes."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {"PATH": path, "LOGLEVEL": "ERROR", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    return {
+        "PATH": path,
+        "LOGLEVEL": "ERROR",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", f"ignore:{PYNVML}"),
+    }
 
 
 @contextmanager

@@ -39,12 +39,13 @@ def uses_gpu(accelerator: Accelerator) -> bool:
 
 
 def devices(count: int, on_gpu: bool) -> str:
+    """What trains, for people."""
     import torch
 
     if on_gpu:
         return f"{count} x {torch.cuda.get_device_name()}"
-    processes = "one process" if count == 1 else f"{count} processes"
-    return f"the CPU, in {processes} of {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"the CPU: {count} process{'es' * (count > 1)}, {threads} thread{'s' * (threads > 1)} each"
 
 
 @contextmanager
