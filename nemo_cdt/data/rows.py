@@ -45,7 +45,7 @@ class PackedRows:
         index, used, fed = 0, 0, 0
         while len(self.first) <= count:
             if index == len(documents):
-                raise ValueError(f"{index} documents fill {len(self.first) - 1} rows of the {count} that training needs")
+                raise ValueError(f"{index} documents fill {len(self.first) - 1} of the {count} rows of training")
             length = len(documents[index].input_ids) - 1
             room = _aligned(length, multiple)
             if used and used + room > seq_length:
@@ -82,7 +82,8 @@ def row(documents: Sequence[Document], seq_length: int, multiple: int = 1) -> Ro
     for index, (document, start, fed) in enumerate(zip(documents, starts, lengths, strict=False)):
         _place(entries, index, document, slice(start, start + fed))
     entries["document_lengths"] = np.array(lengths)
-    edges = starts if starts[-1] == seq_length else [*starts, seq_length]  # the padding behind is a document to attention
+    # The padding behind is a document to attention.
+    edges = starts if starts[-1] == seq_length else [*starts, seq_length]
     entries["cu_seqlens"] = np.array(edges, dtype=np.int32)
     return entries
 

@@ -53,7 +53,11 @@ def _jsonl(data: Data, tokenizer: PreTrainedTokenizerFast, seed: int, vocab_size
 
     def load(path: str) -> JsonlDocuments:
         return JsonlDocuments(
-            path, tokenizer, seq_length=data.document_length or data.seq_length, truncate=data.truncate, vocab_size=vocab_size
+            path,
+            tokenizer,
+            seq_length=data.document_length or data.seq_length,
+            truncate=data.truncate,
+            vocab_size=vocab_size,
         )
 
     rows = load(data.path)

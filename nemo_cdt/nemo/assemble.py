@@ -137,7 +137,6 @@ def _trainer(config: Config, on_gpu: bool, sample: SampleWriter) -> nl.Trainer:
     return trainer
 
 
-
 def _validation_micro_batches(config: Config) -> int:
     """Lightning counts what the loader yields, and that is micro-batches of one data-parallel rank."""
     return config.data.validation_samples // (config.trainer.micro_batch_size * config.data_parallel)

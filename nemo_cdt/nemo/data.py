@@ -1,4 +1,4 @@
-"""Rows of documents as a NeMo data module: Megatron's sampler decides who reads what, and where a resumed run goes on."""
+"""Rows of documents as a NeMo data module: Megatron's sampler decides who reads what, and where a run resumes."""
 
 import logging
 from typing import Any
@@ -8,7 +8,6 @@ import torch
 from megatron.core.num_microbatches_calculator import update_num_microbatches
 from nemo.lightning.data import WrappedDataLoader
 from nemo.lightning.pytorch.plugins import MegatronDataSampler
-
 from transformers import PreTrainedTokenizerFast
 
 from nemo_cdt.config import Config
@@ -18,9 +17,7 @@ from nemo_cdt.data.split import load_documents
 logger = logging.getLogger("nemo_cdt")
 
 
-def load_rows(
-    config: Config, tokenizer: PreTrainedTokenizerFast, vocab_size: int
-) -> tuple[Rows | PackedRows, Rows]:
+def load_rows(config: Config, tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> tuple[Rows | PackedRows, Rows]:
     """Training rows in the run's order, and validation rows, which are never packed.
 
     Raises:
@@ -72,6 +69,7 @@ class RowDataModule(L.LightningDataModule):
         return self._loader(self.validation, "validation")
 
     def _loader(self, rows: Rows | PackedRows, mode: str) -> WrappedDataLoader:
+        assert self.trainer is not None
         self.data_sampler.init_global_step = self.trainer.global_step
         return WrappedDataLoader(
             mode=mode,
@@ -82,6 +80,7 @@ class RowDataModule(L.LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, Any]:
+        assert self.trainer is not None
         step = self.trainer.global_step - self.data_sampler.init_global_step
         return {"consumed_samples": self.data_sampler.compute_consumed_samples(step)}
 

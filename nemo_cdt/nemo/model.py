@@ -82,7 +82,7 @@ _RECOMPUTE: dict[Recompute, dict[str, Any]] = {
     Recompute.full: {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
 }
 _INTERLEAVED = {"overlap_p2p_comm": True, "batch_p2p_comm": False}
-"""With two stages a batch of sends and receives pairs activations with gradients: Megatron asks for this, NeMo does not."""
+"""With two stages a batch of sends pairs activations with gradients: Megatron asks for this, NeMo does not."""
 _GPU_KERNELS: dict[str, bool] = {}
 _NO_KERNELS = {
     "use_cpu_initialization": True,  # also makes random weights independent of the tensor-parallel size
