@@ -4,7 +4,7 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
-from nemo_cdt.config import Config, typed
+from nemo_cdt.config import Config, save, typed
 from nemo_cdt.validation import validate
 
 
@@ -136,7 +136,7 @@ def test_a_run_that_cannot_be_is_refused_in_one_line_that_names_the_key_and_the_
 def test_resume_takes_up_a_run_or_starts_one(tmp_path):
     validate(run("output=new", "resume=true"))
     (tmp_path / "old/hf").mkdir(parents=True)
-    (tmp_path / "old/config.yaml").touch()
+    save(run("output=old", "export.hf=old/hf"), "old/config.yaml")
     (tmp_path / "old/hf/config.json").touch()
 
     validate(run("output=old", "resume=true", "export.hf=old/hf"))

@@ -16,6 +16,7 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from nemo import lightning as nl
 from nemo.lightning.io.pl import TrainerContext
 from nemo.lightning.pytorch.trainer import NoValOnRestartTrainingLoop
+from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_cdt.nemo import randomness
 from nemo_cdt.nemo.checkpoints import finished_checkpoints, step_of
@@ -44,6 +45,7 @@ class TrainingLoop(NoValOnRestartTrainingLoop):
             raise SIGTERMException
 
     def _should_check_val_fx(self, data_fetcher: _DataFetcher) -> bool:
+        self.batch_progress.is_last_batch = False  # as below; and Lightning would validate there
         return not self._preempted and super()._should_check_val_fx(data_fetcher)  # little time is left to save
 
     def _num_ready_batches_reached(self) -> bool:
@@ -109,15 +111,16 @@ class Checkpoints(nl.ModelCheckpoint):
             if trainer.is_global_zero:
                 TrainerContext.from_trainer(trainer).io_dump(checkpoint / "context", yaml_attrs=["model"])
             self._save_checkpoint(trainer, str(checkpoint))
-        except Exception as error:
+        except (Exception, CheckpointException) as error:  # the second is no Exception
+            free = f"{shutil.disk_usage(self.folder).free >> 20} MiB"
             shutil.rmtree(checkpoint, ignore_errors=True)  # its marker stays, for what other ranks still write
-            if reason := _no_room(error):
-                raise OSError(f"{checkpoint} could not be saved: {reason}; {self._survivor()}") from error
+            if _could_not_write(error):
+                raise OSError(f"{checkpoint} could not be saved, with {free} free: {self._advice()}") from error
             raise
 
-    def _survivor(self) -> str:
+    def _advice(self) -> str:
         finished = finished_checkpoints(self.folder)
-        return f"make room and set resume=true to go on from {finished[-1].name}" if finished else "make room"
+        return f"make room, and set resume=true to go on from {finished[-1].name}" if finished else "make room"
 
     def _tidy(self, trainer: L.Trainer) -> None:
         """Links first, so that they never point at what is removed."""
@@ -144,15 +147,15 @@ def _link(link: Path, target: Path) -> None:
     partial.replace(link)
 
 
-def _no_room(error: BaseException | None) -> str | None:
-    """How the system words it. Megatron's writers are processes, whose errors arrive as text."""
-    reasons = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
+def _could_not_write(error: BaseException | None) -> bool:
+    """Torch's writer of files says of a full disk only that it failed; from Megatron's processes comes a text."""
+    system = (os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+    words = ("inline_container", "PytorchStreamWriter", *system)
     while error is not None:
-        for reason in reasons:
-            if reason in str(error):
-                return reason
+        if any(word in str(error) for word in words):
+            return True
         error = error.__cause__ or error.__context__
-    return None
+    return False
 
 
 def _start_writer() -> None:

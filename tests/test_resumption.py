@@ -1,0 +1,48 @@
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nemo_cdt.config import Config, Export, Objective, Parallel, Trainer, save
+from nemo_cdt.validation import validate
+
+
+def earlier(output: Path, **values: object) -> Config:
+    """The run that ``output`` holds, to be resumed."""
+    config = Config(output=str(output), resume=True, **values)
+    save(config, output / "config.yaml")
+    return config
+
+
+def test_a_run_resumes_under_another_layout_and_for_more_steps(tmp_path):
+    config = earlier(tmp_path / "run")
+    validate(replace(config, parallel=Parallel(tensor=2), trainer=Trainer(devices=2, max_steps=200, val_interval=7)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"trainer": Trainer(seed=7)},
+            "trainer.seed=7, but the run in output={} has 42",
+        ),
+        ({"trainer": Trainer(global_batch_size=16)}, "trainer.global_batch_size=16, but the run in output={} has 8"),
+        ({"objective": Objective(beta=1.0)}, "objective.beta=1.0, but the run in output={} has 5.0"),
+    ],
+)
+def test_a_run_does_not_resume_as_another(tmp_path, changes, expected):
+    config = earlier(tmp_path / "run")
+    with pytest.raises(ValueError, match=re.escape(expected.format(config.output))):
+        validate(replace(config, **changes))
+
+
+def test_an_export_is_replaced_only_where_the_run_made_it(tmp_path):
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf/config.json").touch()
+    own = earlier(tmp_path / "own", export=Export(hf=str(tmp_path / "hf")))
+    other = earlier(tmp_path / "other")
+
+    validate(own)
+    with pytest.raises(ValueError, match="is not empty: set another folder"):
+        validate(replace(other, export=own.export))
