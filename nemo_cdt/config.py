@@ -198,15 +198,6 @@ class Export:
 
 
 @dataclass(kw_only=True, slots=True)
-class Lora:
-    """Low-rank adapters through NeMo's PEFT; ``rank=0`` trains all weights."""
-
-    rank: int = 0
-    alpha: int = 32
-    dropout: float = 0.0
-
-
-@dataclass(kw_only=True, slots=True)
 class Launcher:
     name: LauncherName = LauncherName.local
 
@@ -224,7 +215,6 @@ class Config:
     parallel: Parallel = field(default_factory=Parallel)
     trainer: Trainer = field(default_factory=Trainer)
     optim: Optim = field(default_factory=Optim)
-    lora: Lora = field(default_factory=Lora)
     launcher: Launcher = field(default_factory=Launcher)
     init: Init = field(default_factory=Init)
     export: Export = field(default_factory=Export)

@@ -43,6 +43,10 @@ def cuda_on_cpu() -> Iterator[None]:
         undo.enter_context(patch.object(megatron_random, "_get_cuda_rng_state", _get_rng_state))
         undo.enter_context(patch.object(megatron_random, "_set_cuda_rng_state", _set_rng_state))
         undo.enter_context(_OnCpu())
+        from nemo.lightning.io import pl
+
+        # It moves what lies on another GPU, and needs an index for that.
+        undo.enter_context(patch.object(pl, "_fix_tensors_device", lambda checkpoint: checkpoint))
         yield
 
 
@@ -107,7 +111,7 @@ def _set_rng_state(state: torch.Tensor, *_: Any, **__: Any) -> None:
 
 _CUDA: dict[str, Any] = {
     "device_count": lambda: 1,  # NeMo seeds Megatron's RNG tracker only where it sees a device
-    "current_device": _zero,
+    "current_device": lambda: CPU,  # a device, not an index: backward functions run where the mode below is off
     "is_initialized": lambda: True,  # NeMo asserts it when it restores a checkpoint
     "set_device": _nothing,
     "synchronize": _nothing,

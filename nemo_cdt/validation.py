@@ -8,7 +8,7 @@ import math
 import os
 from pathlib import Path
 
-from nemo_cdt.config import Config, DataName, LauncherName, Model, Parallel, walk
+from nemo_cdt.config import Config, ContextComm, DataName, LauncherName, Model, Parallel, walk
 from nemo_cdt.resumption import earlier_attempt, require_same_run
 
 MAY_BE_ZERO = {
@@ -16,8 +16,6 @@ MAY_BE_ZERO = {
     "data.validation_samples",
     "data.num_workers",
     "data.emojis",
-    "lora.rank",
-    "lora.dropout",
     "trainer.seed",
     "trainer.val_interval",
     "trainer.checkpoint_interval",
@@ -38,6 +36,7 @@ def validate(config: Config) -> None:
     _check_layout(config)
     _check_batch(config)
     _check_lengths(config)
+    _check_packing(config)
     _check_objective(config)
     _check_optim(config)
     _check_data(config)
@@ -77,6 +76,7 @@ def _check_model(config: Config) -> None:
 
 def _check_layout(config: Config) -> None:
     _check_tensor(config.model, config.parallel)
+    _check_context(config.model, config.parallel)
     _check_pipeline(config.model, config.parallel)
     trainer, parallel = config.trainer, config.parallel
     _require(
@@ -119,6 +119,38 @@ def _check_pipeline(model: Model, parallel: Parallel) -> None:
         model.num_layers % stages == 0,
         f"model.num_layers={model.num_layers} must be a multiple of parallel.pipeline={pipeline} * "
         f"parallel.virtual_pipeline={virtual or 1}: set model.num_layers={_nearest(model.num_layers, stages)}",
+    )
+
+
+def _check_context(model: Model, parallel: Parallel) -> None:
+    comm, context, tensor = parallel.context_comm, parallel.context, parallel.tensor
+    _require(
+        comm is ContextComm.p2p or context > 1,
+        f"parallel.context_comm={comm} has no effect with parallel.context=1: set parallel.context_comm=p2p",
+    )
+    groups = model.num_query_groups // tensor
+    _require(
+        comm is not ContextComm.a2a or groups % context == 0,
+        f"parallel.context_comm=a2a needs model.num_query_groups={model.num_query_groups} / parallel.tensor={tensor} "
+        f"to be a multiple of parallel.context={context}: set parallel.context_comm=p2p",
+    )
+    _require(
+        parallel.overlap_grad_reduce or not parallel.overlap_param_gather,
+        "parallel.overlap_param_gather=true needs parallel.overlap_grad_reduce=true",
+    )
+
+
+def _check_packing(config: Config) -> None:
+    data, trainer = config.data, config.trainer
+    _require(
+        not data.pack or trainer.micro_batch_size == 1,
+        f"trainer.micro_batch_size={trainer.micro_batch_size} with data.pack=true: set trainer.micro_batch_size=1, "
+        "a packed row holds several documents already",
+    )
+    _require(
+        data.document_length is None or data.document_length <= data.seq_length,
+        f"data.document_length={data.document_length} is longer than data.seq_length={data.seq_length}: "
+        f"set data.document_length={data.seq_length} or less",
     )
 
 

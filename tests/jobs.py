@@ -66,16 +66,18 @@ class Seen(L.Callback):
             assert all(p.grad is None for p in parameters)
         from megatron.core import parallel_state
 
-        share = {k: found.share(found.batch[k].t()).numpy() for k in ("positions", "documents", "tokens")}
+        share = {k: found.share(found.batch[k].t()).numpy() for k in ("position_ids", "documents", "tokens")}
         micro_batch = sum(d["step"] == trainer.global_step for d in self.detections) // found.noise_SB.shape[1]
         size, rows = trainer.strategy.data_sampler.micro_batch_size, share["tokens"].shape[1]
-        first = (micro_batch * parallel_state.get_data_parallel_world_size() + parallel_state.get_data_parallel_rank()) * size
+        first = (
+            micro_batch * parallel_state.get_data_parallel_world_size() + parallel_state.get_data_parallel_rank()
+        ) * size
         for row in range(rows):
             real = share["documents"][:, row] >= 0
             self.detections.append(
                 {
                     "step": trainer.global_step,
-                    "positions": share["positions"][real, row],
+                    "positions": share["position_ids"][real, row],
                     "documents": share["documents"][real, row],
                     "tokens": share["tokens"][real, row],
                     "noise": found.noise_SB.numpy()[real, row],
@@ -106,7 +108,7 @@ def initial(model: Any, vocabulary: int, hf: Path, nemo: Path) -> None:
 
 
 def train_and_read(config: Config, mutate: str | None = None) -> dict[str, Any]:
-    """:func:`train`, and on rank 0 also every tensor of the checkpoint that it ends with, whole: weights, Adam's too."""
+    """:func:`train`, and on rank 0 also every tensor of the checkpoint that it ends with, whole: Adam's too."""
     result = train(config, mutate)
     del result["initial"], result["final"]
     if os.environ["RANK"] == "0":
@@ -116,7 +118,9 @@ def train_and_read(config: Config, mutate: str | None = None) -> dict[str, Any]:
 
         reader = dcp.FileSystemReader(latest_checkpoint(Path(config.output, "checkpoints")) / "weights")
         entries = reader.read_metadata().state_dict_metadata
-        tensors = {k: torch.empty(v.size) for k, v in entries.items() if isinstance(v, dcp.metadata.TensorStorageMetadata)}
+        tensors = {
+            k: torch.empty(v.size) for k, v in entries.items() if isinstance(v, dcp.metadata.TensorStorageMetadata)
+        }
         dcp.load(tensors, storage_reader=reader, no_dist=True)
         result["state"] = {k: v.numpy() for k, v in tensors.items()}
     return result

@@ -42,3 +42,41 @@ def padding_counted() -> None:
 
     right = MicroBatch.segments
     MicroBatch.segments = lambda batch, scope: right(batch, ThresholdScope.row)
+
+
+def threshold_all_reduce_dropped() -> None:
+    from nemo_cdt.megatron.detection import Groups
+
+    Groups.all_reduce = lambda groups, tensor: None
+
+
+def label_counts_of_one_rank() -> None:
+    from nemo_cdt.megatron.microbatch import MicroBatch
+
+    right = MicroBatch.for_detection
+
+    def for_detection(batch: MicroBatch) -> MicroBatch:
+        wrong = right(batch)
+        labels = batch["loss_mask"].sum(dim=1, keepdim=True)
+        wrong["loss_mask"] = batch["loss_mask"] / labels.clamp(min=1)
+        return wrong
+
+    MicroBatch.for_detection = for_detection
+
+
+def boundaries_ignored() -> None:
+    from nemo_cdt.megatron.microbatch import MicroBatch
+
+    MicroBatch.packed = lambda batch: None
+
+
+def zigzag_ignored() -> None:
+    import torch
+
+    from nemo_cdt.megatron import microbatch
+
+    def in_order(cu_seqlens: list[int], cp_size: int, cp_rank: int) -> torch.Tensor:
+        share = cu_seqlens[-1] // cp_size
+        return torch.arange(cp_rank * share, (cp_rank + 1) * share)
+
+    microbatch.row_positions = in_order

@@ -23,13 +23,15 @@ TINY = c.Model(
 )
 
 
-def write_documents(path: Path, *, kind: str, count: int, longest: int, seed: int = 0) -> list[tuple]:
+def write_documents(
+    path: Path, *, kind: str, count: int, longest: int, shortest: int | None = None, seed: int = 0
+) -> list[tuple]:
     """Random documents of uneven length: ``sft`` labels 1 to 5 tokens of each at its end, ``lm`` all. Returns them."""
     rng = np.random.default_rng(seed)
     documents = []
     with path.open("w") as file:
         for _ in range(count):
-            ids = rng.integers(0, VOCABULARY, size=rng.integers(longest // 2, longest + 1))
+            ids = rng.integers(0, VOCABULARY, size=rng.integers(shortest or longest // 2, longest + 1))
             labels = ids.copy()
             if kind == "sft":
                 labels[: -rng.integers(1, 6)] = -100

@@ -66,14 +66,16 @@ class Shared:
         config.model, config.parallel = MODEL, layout.parallel
         config.init.nemo = str(self.folder / "nemo")
         config.trainer = replace(config.trainer, devices=layout.ranks, **layout.trainer)
-        config.data = replace(config.data, pack=pack, seq_length=128 if pack else 64, document_length=64)
+        if pack:  # 2 documents of 44 to 60 tokens a row: the batch of 8 documents in 4 rows
+            config.data = replace(config.data, pack=True, seq_length=128, document_length=64)
+            config.trainer.global_batch_size = 4
         return on_ranks(jobs.train_and_read, layout.ranks, config, mutate)
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
     folder = tmp_path_factory.mktemp("layouts")
-    write_documents(folder / "d.jsonl", kind="sft", count=100, longest=60)
+    write_documents(folder / "d.jsonl", kind="sft", count=60, shortest=44, longest=60)
     on_ranks(jobs.initial, 1, MODEL, VOCABULARY, folder / "hf", folder / "nemo")
     return Shared(folder)
 
@@ -83,33 +85,24 @@ def expected(shared: Shared) -> dict[str, Any]:
     return shared.run("expected", Layout(1))[0]
 
 
-@pytest.fixture(scope="module")
-def expected_packed(shared: Shared) -> dict[str, Any]:
-    return shared.run("expected packed", Layout(1), pack=True)[0]
-
-
-def by_token(ranks: list[dict[str, Any]]) -> dict[tuple, tuple[bool, np.ndarray, float]]:
-    """(step, document, position in it) -> noise, delta, score relative to the threshold; of all ranks together.
-
-    Documents are told apart by the multiset of what all ranks hold of them, so nothing here trusts the layout.
-    """
+def by_token(ranks: list[dict[str, Any]], per_row: int) -> dict[tuple, tuple[bool, np.ndarray, float]]:
+    """(step, document of the batch, position in it) -> noise, delta, score by threshold; of all ranks together."""
     found: dict[tuple, tuple[bool, np.ndarray, float]] = {}
     for rank in ranks:
         for row in rank["detections"]:
-            thresholds = row["threshold"]
             for index, position in enumerate(row["positions"]):
-                document = row["documents"][index]
-                threshold = thresholds[document] if len(thresholds) > document else thresholds[0]
-                key = (row["step"], row["row"], int(position))
+                document = row["row"] * per_row + row["documents"][index]
+                threshold = row["threshold"][document % len(row["threshold"])]
                 value = (bool(row["noise"][index]), row["delta"][index], row["score"][index] / threshold)
+                key = (row["step"], int(document), int(position))
                 if key in found:
                     np.testing.assert_array_equal(found[key][1], value[1])  # tensor-parallel ranks hold copies
                 found[key] = value
     return found
 
 
-def assert_same(ranks: list[dict[str, Any]], expected: dict[str, Any]) -> None:
-    ours, theirs = by_token(ranks), by_token([expected])
+def assert_same(ranks: list[dict[str, Any]], expected: dict[str, Any], per_row: int = 1) -> None:
+    ours, theirs = by_token(ranks, per_row), by_token([expected], 1)
     assert ours.keys() == theirs.keys()
     ties = [key for key, (*_, relative) in theirs.items() if abs(relative - 1) < 1e-5]
     assert len(ties) < 3, f"too many scores at the threshold to say anything: {ties}"
@@ -117,7 +110,7 @@ def assert_same(ranks: list[dict[str, Any]], expected: dict[str, Any]) -> None:
         if key not in ties:
             assert ours[key][0] == noise, f"mask differs at (step, row, position) {key}"
             np.testing.assert_allclose(ours[key][1], delta, atol=DELTA)
-    last = [rank for rank in ranks if rank["losses"][0] > 0][0]
+    last = next(rank for rank in ranks if rank["losses"][0] > 0)
     np.testing.assert_allclose(last["losses"], expected["losses"], atol=1e-5)
     for name, value in expected["state"].items():
         np.testing.assert_allclose(ranks[0]["state"][name], value, atol=STATE, err_msg=name)
@@ -126,3 +119,30 @@ def assert_same(ranks: list[dict[str, Any]], expected: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_layout_gives_the_answer_of_one_process(name: str, shared: Shared, expected: dict[str, Any]) -> None:
     assert_same(shared.run(name, LAYOUTS[name]), expected)
+
+
+PACKED = ("one process", "TP2+SP", "CP2", "PP2", "PP4", "CP2 DP2", "CP2 PP2", "TP2+SP CP2")
+LAYOUTS_PACKED = {"one process": Layout(1), **LAYOUTS}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_documents_give_the_answer_of_one_by_one(name: str, shared: Shared, expected: dict[str, Any]) -> None:
+    assert_same(shared.run(f"packed {name}", LAYOUTS_PACKED[name], pack=True), expected, per_row=2)
+
+
+@pytest.mark.parametrize(
+    ("mutation", "name", "pack"),
+    [
+        ("threshold_all_reduce_dropped", "CP2", False),
+        ("threshold_all_reduce_dropped", "TP2+SP", False),
+        ("label_counts_of_one_rank", "CP2", False),
+        ("boundaries_ignored", "PP2", True),
+        ("zigzag_ignored", "CP2", False),
+    ],
+)
+def test_a_mutated_layout_is_noticed(
+    mutation: str, name: str, pack: bool, shared: Shared, expected: dict[str, Any]
+) -> None:
+    ranks = shared.run(f"{mutation} {name}", LAYOUTS[name], pack=pack, mutate=mutation)
+    with pytest.raises(AssertionError):
+        assert_same(ranks, expected, per_row=2 if pack else 1)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import lightning.pytorch as L
 import torch
+from filelock import FileLock
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from megatron.core import parallel_state
@@ -23,6 +24,7 @@ from nemo.utils import AppState, logging
 
 from nemo_cdt.config import Config, ObjectiveName, Optim, Precision, Schedule
 from nemo_cdt.data.tokenizer import load_tokenizer
+from nemo_cdt.folders import new_folder
 from nemo_cdt.nemo.callback import ContextDenoising, StepMetrics, Truncation
 from nemo_cdt.nemo.checkpoints import initial_checkpoint, latest_checkpoint, step_of, steps_done
 from nemo_cdt.nemo.console import is_first_rank
@@ -84,7 +86,10 @@ def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTLlamaModel, RowD
     tokenizer = load_tokenizer(config.tokenizer)
     model_config = llama_config(config, vocab_size=vocab_size or padded(len(tokenizer)), on_gpu=on_gpu)
     train, validation = load_rows(config, tokenizer, model_config.vocab_size)
-    tokenizer.save_pretrained(output / "tokenizer")
+    with FileLock(output / ".tokenizer.lock"):  # one rank writes, the others wait and find it whole
+        if not (output / "tokenizer").exists():
+            with new_folder(output / "tokenizer") as folder:
+                tokenizer.save_pretrained(folder)
     model = CDTLlamaModel(
         model_config, optim=_optimizer(config), tokenizer=AutoTokenizer(str(output / "tokenizer"), use_fast=True)
     )
