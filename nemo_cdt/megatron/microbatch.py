@@ -1,6 +1,7 @@
 """A micro-batch as both passes see it: this rank's positions, on the device."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from megatron.core import parallel_state
@@ -27,13 +28,16 @@ class MicroBatch(dict[str, Tensor]):
     cu_seqlens: int32 [D + 1], boundaries of packed documents, only where rows are packed (then b = 1).
     """
 
-    row_length: int
+    def __init__(self, entries: dict[str, Tensor], *, row_length: int, longest: int) -> None:
+        """``row_length`` is S, ``longest`` the longest document's positions: known here without asking the device."""
+        super().__init__(entries)
+        self.row_length = row_length
+        self.longest = longest
 
     def for_detection(self) -> "MicroBatch":
-        """The same batch, whose masked loss is the sum over documents of each one's own mean: design.md section 1."""
-        batch = MicroBatch(self | {"loss_mask": self["label_share"]})
-        batch.row_length = self.row_length
-        return batch
+        """The same batch, whose masked loss is the sum over documents of each one's own mean."""
+        entries = self | {"loss_mask": self["label_share"]}
+        return MicroBatch(entries, row_length=self.row_length, longest=self.longest)
 
     def segments(self, scope: ThresholdScope) -> Segments:
         """Over what one threshold is the mean, in the embedding's layout (sequence first)."""
@@ -53,13 +57,12 @@ class MicroBatch(dict[str, Tensor]):
         if "cu_seqlens" not in self:
             return None
         boundaries = self["cu_seqlens"]
-        longest = int((boundaries[1:] - boundaries[:-1]).max())
         return PackedSeqParams(
             qkv_format="thd",
             cu_seqlens_q=boundaries,
             cu_seqlens_kv=boundaries,
-            max_seqlen_q=longest,
-            max_seqlen_kv=longest,
+            max_seqlen_q=self.longest,
+            max_seqlen_kv=self.longest,
         )
 
 
@@ -79,9 +82,11 @@ def take(iterator: Iterator) -> MicroBatch:
     size = parallel_state.get_context_parallel_world_size()
     mine = row_positions(edges, size, parallel_state.get_context_parallel_rank())
     local = {k: v if size == 1 or k in WHOLE else v[:, mine] for k, v in batch.items()}
+    if "cu_seqlens" in local:
+        local["cu_seqlens"] = local["cu_seqlens"].flatten()
     device = torch.cuda.current_device()
-    micro_batch = MicroBatch({k: v.to(device, non_blocking=True) for k, v in local.items()})
-    if "cu_seqlens" in micro_batch:
-        micro_batch["cu_seqlens"] = micro_batch["cu_seqlens"].flatten()
-    micro_batch.row_length = row_length
-    return micro_batch
+    return MicroBatch(
+        {k: v.to(device, non_blocking=True) for k, v in local.items()},
+        row_length=row_length,
+        longest=max(end - start for start, end in pairwise(edges)),
+    )

@@ -85,7 +85,7 @@ _INTERLEAVED = {"overlap_p2p_comm": True, "batch_p2p_comm": False}
 """With two stages a batch of sends pairs activations with gradients: Megatron asks for this, NeMo does not."""
 _GPU_KERNELS: dict[str, bool] = {}
 _NO_KERNELS = {
-    "use_cpu_initialization": True,  # also makes random weights independent of the tensor-parallel size
+    "use_cpu_initialization": True,
     "deallocate_pipeline_outputs": False,  # gloo sends from the tensor's own memory, after Megatron has let go of it
     "masked_softmax_fusion": False,
     "bias_activation_fusion": False,
