@@ -7,15 +7,17 @@ rounding alone goes. Weights are random and the same everywhere, widths those of
     python benchmarks/layouts.py run --out DIR                                     on one GPU
     torchrun --nproc-per-node 2 benchmarks/layouts.py run --out DIR                on two
     python benchmarks/layouts.py table --out DIR > benchmarks/results/layouts.json
+
+Without a GPU the same goes through a tiny model in fp32 over gloo: to try the benchmark, not to report it.
 """
 
 import argparse
 import json
 import os
-import shutil
 import sys
-import tempfile
 import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from nemo_cdt import config as c
 
-MODEL = c.Model(
+WIDE = c.Model(
     name="llama31_8b",
     num_layers=4,
     hidden_size=4096,
@@ -34,6 +36,7 @@ MODEL = c.Model(
     num_query_groups=8,
     vocab_size=16384,
 )
+TINY = c.Model(name="tiny", vocab_size=384)
 ONE_GPU = {
     "one GPU": {},
     "one GPU, again": {},
@@ -64,6 +67,20 @@ LONG: dict[str, dict[str, Any]] = {
 """Instead of the others above 65,536 tokens; without a row of one GPU beside them."""
 
 
+def on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def devices() -> AbstractContextManager:
+    if on_gpu():
+        return nullcontext()
+    from nemo_cdt.cpu import cuda_on_cpu
+
+    return cuda_on_cpu()
+
+
 def make(out: Path) -> None:
     """Random weights as a NeMo checkpoint."""
     import torch
@@ -71,13 +88,14 @@ def make(out: Path) -> None:
     from nemo_cdt.nemo import distributed
     from nemo_cdt.nemo.llama_weights import megatron_shapes
 
+    device, dtype, model = ("cuda", torch.bfloat16, WIDE) if on_gpu() else ("cpu", torch.float32, TINY)
     torch.manual_seed(0)
     weights = {
-        name: (torch.ones(shape) if len(shape) == 1 else torch.randn(shape, device="cuda").cpu() * 0.02).bfloat16()
-        for name, shape in megatron_shapes(MODEL).items()
+        name: (torch.ones(shape) if len(shape) == 1 else torch.randn(shape, device=device).cpu() * 0.02).to(dtype)
+        for name, shape in megatron_shapes(model).items()
     }
     (out / "init").mkdir(parents=True)
-    distributed.write(out / "init", weights, MODEL, tokenizer=out / "none")
+    distributed.write(out / "init", weights, model, tokenizer=out / "none")
 
 
 def configured(seq_length: int, out: Path, output: str, world: int, options: dict[str, Any]) -> c.Config:
@@ -85,7 +103,7 @@ def configured(seq_length: int, out: Path, output: str, world: int, options: dic
     return c.Config(
         output=output,
         init=c.Init(nemo=str(out / "init")),
-        model=MODEL,
+        model=replace(WIDE if on_gpu() else TINY, tokenizer="byte"),
         parallel=options.get("parallel", c.Parallel()),
         objective=c.Objective(lr=1e-5, beta=5.0),
         data=c.Data(seq_length=seq_length, pack=packed, document_length=seq_length // 4 - 8 if packed else None),
@@ -93,7 +111,8 @@ def configured(seq_length: int, out: Path, output: str, world: int, options: dic
             max_steps=1,
             global_batch_size=2,
             devices=world,
-            accelerator=c.Accelerator.gpu,
+            accelerator=c.Accelerator.gpu if on_gpu() else c.Accelerator.cpu,
+            precision=c.Precision.bf16 if on_gpu() else c.Precision.fp32,
             **options.get("trainer", {}),
         ),
         optim=c.Optim(min_lr=1e-6),
@@ -126,36 +145,33 @@ def step(config: c.Config) -> tuple[dict[str, float], list[dict[str, np.ndarray]
             }
         )
 
-    trainer, model, data = assemble.build(config, on_gpu=True)
+    trainer, model, data = assemble.build(config, on_gpu())
     trainer.callbacks = [x for x in trainer.callbacks if not isinstance(x, ModelCheckpoint)] + [Seen()]
     next(x for x in trainer.callbacks if isinstance(x, ContextDenoising)).observer = observe
     trainer.fit(model, data)
     return metrics, found
 
 
-def run(out: Path, lengths: list[int], only: str | None) -> None:
-    import torch
+def fresh_store() -> None:
+    """torchrun's own store remembers the last process group, in which a second one of this process would get lost."""
+    if "MASTER_PORT" in os.environ:
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+        os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
 
+
+def run(out: Path, lengths: list[int], only: str | None) -> None:
     from nemo_cdt.nemo import assemble
     from nemo_cdt.nemo.versions import versions
 
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world > 1:  # torchrun's store remembers the first process group, so a second one would wait for ever
-        torch.distributed.destroy_process_group = lambda *_: None
-    if rank == 0 and world > 1 and not (out / "init").exists():
-        make(out)
-        (out / "made").touch()
-    while not (out / "made").exists():
-        time.sleep(0.5)
     for seq_length in lengths:
         for name, options in (LONG if seq_length > 65536 else ONE_GPU if world == 1 else TWO_GPUS).items():
             if only and name != only:
                 continue
-            output = Path(tempfile.gettempdir(), "layouts", f"{name}-{seq_length}".replace(" ", "_"))
-            if rank == 0:
-                shutil.rmtree(output, ignore_errors=True)
+            output = out / "runs" / f"{name}-{seq_length}".replace(" ", "_")
             output.mkdir(parents=True, exist_ok=True)
             begin, result = time.time(), {"name": name, "seq_length": seq_length, "rank": rank, "world": world}
+            fresh_store()
             try:
                 metrics, found = step(configured(seq_length, out, str(output), world, options))
                 arrays = {f"{i}/{k}": v for i, d in enumerate(found) for k, v in d.items()}
@@ -231,12 +247,14 @@ def main() -> None:
     parser.add_argument("--only")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    if arguments.verb == "make":
-        make(arguments.out)
-    elif arguments.verb == "run":
-        run(arguments.out, [int(n) for n in arguments.lengths.split(",")], arguments.only)
-    else:
+    if arguments.verb == "table":
         table(arguments.out)
+        return
+    with devices():
+        if arguments.verb == "make":
+            make(arguments.out)
+        else:
+            run(arguments.out, [int(n) for n in arguments.lengths.split(",")], arguments.only)
 
 
 if __name__ == "__main__":
