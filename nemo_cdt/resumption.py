@@ -25,9 +25,9 @@ MAY_CHANGE = {
 
 
 def earlier_attempt(config: Config) -> Config | None:
-    """The run that OUTPUT holds, if any."""
-    file = Path(config.output, "config.yaml")
-    return load(file) if file.exists() else None
+    """The run that OUTPUT holds, if any. One that saved nothing binds nobody: it starts anew under any settings."""
+    file, saved = Path(config.output, "config.yaml"), Path(config.output, "checkpoints").glob("step=*")
+    return load(file) if file.exists() and any(saved) else None
 
 
 def require_same_run(config: Config, earlier: Config) -> None:

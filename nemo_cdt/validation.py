@@ -273,7 +273,7 @@ def _check_output(config: Config) -> None:
         _require(value != "", f"{name} is empty: set {name} to a name of the run's own")
     _require(
         config.resume or not (output / "config.yaml").exists(),
-        f"output={output} already holds a run: set resume=true to continue it, or another output",
+        f"output={output} already holds a run: set resume=true to continue it, or another output, or remove it",
     )
     _check_writable("output", output)
     earlier = earlier_attempt(config)

@@ -12,6 +12,7 @@ def earlier(output: Path, **values: object) -> Config:
     """The run that ``output`` holds, to be resumed."""
     config = Config(output=str(output), resume=True, **values)
     save(config, output / "config.yaml")
+    (output / "checkpoints/step=1").mkdir(parents=True)
     return config
 
 
@@ -35,6 +36,12 @@ def test_a_run_does_not_resume_as_another(tmp_path, changes, expected):
     config = earlier(tmp_path / "run")
     with pytest.raises(ValueError, match=re.escape(expected.format(config.output))):
         validate(replace(config, **changes))
+
+
+def test_a_run_that_saved_nothing_starts_anew_as_any_other(tmp_path):
+    config = earlier(tmp_path / "run")
+    (tmp_path / "run/checkpoints/step=1").rmdir()
+    validate(replace(config, trainer=Trainer(seed=7)))
 
 
 def test_an_export_is_replaced_only_where_the_run_made_it(tmp_path):

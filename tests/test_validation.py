@@ -136,6 +136,7 @@ def test_a_run_that_cannot_be_is_refused_in_one_line_that_names_the_key_and_the_
 def test_resume_takes_up_a_run_or_starts_one(tmp_path):
     validate(run("output=new", "resume=true"))
     (tmp_path / "old/hf").mkdir(parents=True)
+    (tmp_path / "old/checkpoints/step=1").mkdir(parents=True)
     save(run("output=old", "export.hf=old/hf"), "old/config.yaml")
     (tmp_path / "old/hf/config.json").touch()
 

@@ -44,6 +44,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
         pad_token=pad,
         additional_special_tokens=roles,
         chat_template=CHAT_TEMPLATE,
+        model_input_names=["input_ids", "attention_mask"],  # a Llama's generate() refuses token_type_ids
         clean_up_tokenization_spaces=False,
     )
 

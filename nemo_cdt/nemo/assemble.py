@@ -45,7 +45,8 @@ def fit(config: Config, on_gpu: bool) -> None:
     """Trains to ``trainer.max_steps``, then exports, and leaves the process as it was found: another run can follow.
 
     Raises:
-        SystemExit: with 143, after saving, where SIGTERM asked for it (as Slurm does before it takes the machine away).
+        SystemExit: with 143, after saving, where SIGTERM asked for it (as Slurm does before it takes the machine away);
+            with 130, as it stands, on Ctrl-C.
     """
     checkpoints = Path(config.output, "checkpoints")
     if config.resume and (done := steps_done(checkpoints)) >= config.trainer.max_steps:
@@ -63,6 +64,10 @@ def _train(config: Config, on_gpu: bool) -> None:
     except SIGTERMException:
         log.warning(f"stopped by SIGTERM with {trainer.global_step} steps saved: resume=true goes on from there")
         raise SystemExit(128 + signal.SIGTERM) from None
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        saved = steps_done(Path(config.output, "checkpoints"))
+        log.warning(f"interrupted, {saved} steps saved: resume=true {'goes on from there' if saved else 'starts anew'}")
+        raise SystemExit(128 + signal.SIGINT) from None
     finally:
         tear_down()
 

@@ -1,6 +1,7 @@
 """Rows of documents as a NeMo data module: Megatron's sampler decides who reads what, and where a run resumes."""
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as L
@@ -24,6 +25,8 @@ def load_rows(config: Config, tokenizer: PreTrainedTokenizerFast, vocab_size: in
         ValueError: for what is wrong with the data.
     """
     data, count = config.data, config.trainer.max_steps * config.trainer.global_batch_size
+    if config.trainer.val_interval == 0:
+        data = replace(data, validation_samples=0)  # nothing is held out for a validation that never comes
     train, validation = load_documents(
         data,
         tokenizer,
