@@ -62,7 +62,10 @@ def test_llama31_8b_is_what_its_name_says():
         ("traner.max_steps=5", "unknown key traner: did you mean trainer?"),
         ("beta=5", "unknown key beta: did you mean objective.beta?"),
         ("modle=tiny", "unknown key modle: did you mean model?"),
-        ("+parallel.zzz=1", "parallel has tensor, pipeline, virtual_pipeline, context, sequence"),
+        (
+            "+parallel.zzz=1",
+            "parallel has tensor, pipeline, virtual_pipeline, context, context_comm, sequence, overlap_grad_reduce",
+        ),
         ("model=huge", "model=huge does not exist: choose model=llama31_8b|tiny"),
         ("objective.name=sft", "objective.name: Invalid value 'sft', expected one of [cdt, ce]"),
         ("trainer.max_steps=five", "trainer.max_steps: Value 'five' of type 'str' could not be converted to Integer"),
