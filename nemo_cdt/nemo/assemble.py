@@ -20,7 +20,7 @@ from nemo import lightning as nl
 from nemo.collections.common.tokenizers import AutoTokenizer
 from nemo.lightning.callback_group import CallbackGroup
 from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptimizerModule, WarmupPolicyScheduler
-from nemo.utils import AppState, logging
+from nemo.utils import logging
 
 from nemo_cdt.config import Config, ObjectiveName, Optim, Precision, Schedule
 from nemo_cdt.data.tokenizer import load_tokenizer
@@ -112,13 +112,12 @@ def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTLlamaModel, RowD
 
 
 def tear_down() -> None:
-    """Forgets the process-wide state of Megatron, NeMo and torch.distributed."""
+    """Forgets the process-wide state of Megatron and torch.distributed."""
     parallel_state.destroy_model_parallel()
     destroy_num_microbatches_calculator()
     destroy_rerun_state_machine()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    AppState._instances.clear() if hasattr(AppState, "_instances") else None
     gc.collect()
 
 
