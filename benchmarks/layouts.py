@@ -1,7 +1,8 @@
 """One CDT step under each layout of two GPUs beside one GPU: noise masks, thresholds and losses.
 
-bf16 sums in another order on another layout, and so does one GPU with other kernels: the rows of one GPU show how far
-rounding alone goes. Weights are random and the same everywhere, widths those of Llama-3.1-8B.
+bf16 sums in another order on another layout, and so does one GPU with the attention kernels for packed rows (here of
+one document each) or with recomputation: the rows of one GPU show how far rounding alone goes. Weights are random and
+the same everywhere, widths those of Llama-3.1-8B.
 
     python benchmarks/layouts.py make --out DIR                                    the weights, once
     python benchmarks/layouts.py run --out DIR                                     on one GPU
@@ -40,6 +41,7 @@ TINY = c.Model(name="tiny", vocab_size=384)
 ONE_GPU = {
     "one GPU": {},
     "one GPU, again": {},
+    "one GPU, other attention kernels": {"pack": True, "documents": 1},
     "one GPU, full recompute": {"trainer": {"recompute": c.Recompute.full}},
     "one GPU, packed": {"pack": True},
 }
@@ -99,14 +101,15 @@ def make(out: Path) -> None:
 
 
 def configured(seq_length: int, out: Path, output: str, world: int, options: dict[str, Any]) -> c.Config:
-    packed = options.get("pack", False)
+    packed, documents = options.get("pack", False), options.get("documents", 4)
+    document_length = seq_length // documents - 8 if packed and documents > 1 else None
     return c.Config(
         output=output,
         init=c.Init(nemo=str(out / "init")),
         model=replace(WIDE if on_gpu() else TINY, tokenizer="byte"),
         parallel=options.get("parallel", c.Parallel()),
         objective=c.Objective(lr=1e-5, beta=5.0),
-        data=c.Data(seq_length=seq_length, pack=packed, document_length=seq_length // 4 - 8 if packed else None),
+        data=c.Data(seq_length=seq_length, pack=packed, document_length=document_length),
         trainer=c.Trainer(
             max_steps=1,
             global_batch_size=2,
@@ -159,14 +162,14 @@ def fresh_store() -> None:
         os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
 
 
-def run(out: Path, lengths: list[int], only: str | None) -> None:
+def run(out: Path, lengths: list[int], only: list[str]) -> None:
     from nemo_cdt.nemo import assemble
     from nemo_cdt.nemo.versions import versions
 
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     for seq_length in lengths:
         for name, options in (LONG if seq_length > 65536 else ONE_GPU if world == 1 else TWO_GPUS).items():
-            if only and name != only:
+            if only and name not in only:
                 continue
             output = out / "runs" / f"{name}-{seq_length}".replace(" ", "_")
             output.mkdir(parents=True, exist_ok=True)
@@ -244,7 +247,7 @@ def main() -> None:
     parser.add_argument("verb", choices=["make", "run", "table"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--lengths", default="8192,32768")
-    parser.add_argument("--only")
+    parser.add_argument("--only", nargs="*", default=[])
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.verb == "table":

@@ -22,6 +22,7 @@ class Layout:
     ranks: int
     parallel: c.Parallel = field(default_factory=c.Parallel)
     trainer: dict[str, Any] = field(default_factory=dict)
+    detection_recompute: c.DetectionRecompute = c.DetectionRecompute.none
 
 
 LAYOUTS = {
@@ -48,9 +49,13 @@ LAYOUTS = {
     ),
     "full recompute": Layout(1, trainer={"recompute": c.Recompute.full}),
     "selective recompute": Layout(1, trainer={"recompute": c.Recompute.selective}),
-    "TP2+SP full recompute": Layout(
-        2, c.Parallel(tensor=2, sequence=True), trainer={"recompute": c.Recompute.full}
+    "TP2+SP full recompute, in detection too": Layout(
+        2,
+        c.Parallel(tensor=2, sequence=True),
+        trainer={"recompute": c.Recompute.full},
+        detection_recompute=c.DetectionRecompute.full,
     ),
+    "selective recompute in detection alone": Layout(1, detection_recompute=c.DetectionRecompute.selective),
     "8 rows in one micro-batch": Layout(1, trainer={"micro_batch_size": 8}),
 }  # fmt: skip
 
@@ -64,6 +69,7 @@ class Shared:
     def run(self, name: str, layout: Layout, *, pack: bool = False, mutate: str | None = None) -> list[dict[str, Any]]:
         config = small_run(self.folder / name.replace(" ", "_"), self.folder / "d.jsonl", global_batch=8)
         config.model, config.parallel = MODEL, layout.parallel
+        config.objective.detection_recompute = layout.detection_recompute
         config.init.nemo = str(self.folder / "nemo")
         config.trainer = replace(config.trainer, devices=layout.ranks, **layout.trainer)
         if pack:  # 2 documents of 44 to 60 tokens a row: the batch of 8 documents in 4 rows

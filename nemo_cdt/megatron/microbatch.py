@@ -11,6 +11,7 @@ from torch import Tensor
 from nemo_cdt.config import ThresholdScope
 from nemo_cdt.denoise import Segments
 from nemo_cdt.megatron.context import row_positions
+from nemo_cdt.megatron.cross_entropy import Labelled
 
 WHOLE = ("document_lengths", "cu_seqlens")
 """Entries about whole rows; every other one is [b, S] and is cut along S."""
@@ -26,6 +27,7 @@ class MicroBatch(dict[str, Tensor]):
     types: int64 [b, s], :class:`nemo_cdt.data.documents.TokenType`, only where the data set knows them.
     document_lengths: int64 [b, D], tokens of each whole document, padding excluded; 0 past the row's last one.
     cu_seqlens: int32 [D + 1], boundaries of packed documents, only where rows are packed (then b = 1).
+    labelled: int64 [n], where a label is trained on, in [s, b] laid out flat.
     """
 
     def __init__(self, entries: dict[str, Tensor], *, row_length: int, longest: int) -> None:
@@ -51,6 +53,12 @@ class MicroBatch(dict[str, Tensor]):
         count_N = self["document_lengths"].flatten().double()
         index_SB = torch.where(real_SB, row_B * per_row + documents_SB, rows * per_row)
         return Segments(index_SB=index_SB, real_SB=real_SB, count_N=count_N)
+
+    def labels(self) -> Labelled:
+        """What the head predicts, and where."""
+        rows, length = self["labels"].shape
+        index_N = self["labelled"]
+        return Labelled(index_N=index_N, labels_N=self["labels"].t().flatten()[index_N], shape=(length, rows))
 
     def packed(self) -> PackedSeqParams | None:
         """Megatron's description of packed documents, or None."""
@@ -84,6 +92,8 @@ def take(iterator: Iterator) -> MicroBatch:
     local = {k: v if size == 1 or k in WHOLE else v[:, mine] for k, v in batch.items()}
     if "cu_seqlens" in local:
         local["cu_seqlens"] = local["cu_seqlens"].flatten()
+    # Counted here, on the CPU: on the device it would have to be waited for.
+    local["labelled"] = local["loss_mask"].t().flatten().nonzero().flatten()
     device = torch.cuda.current_device()
     return MicroBatch(
         {k: v.to(device, non_blocking=True) for k, v in local.items()},

@@ -14,9 +14,11 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.utils import get_model_config
 from torch import Tensor, nn
 
+from nemo_cdt.config import Recompute
 from nemo_cdt.megatron.detection import Detector
 from nemo_cdt.megatron.embedding import find_embedding, shifted, watched
 from nemo_cdt.megatron.microbatch import MicroBatch
+from nemo_cdt.megatron.recompute import recomputing
 
 ForwardStep = Callable[[Iterator, nn.Module], tuple[Tensor, Callable]]
 
@@ -31,6 +33,7 @@ class TwoPassSchedule:
     schedule: the Megatron schedule to wrap.  detector: turns embedding gradients into deltas.
     prepare: takes the next batch off a data iterator and puts this rank's part of it on the device.
     pipelined: whether the model is split into pipeline stages.
+    recompute: what detection's backward computes again; None is what training's does.
     """
 
     def __init__(
@@ -40,11 +43,13 @@ class TwoPassSchedule:
         prepare: Callable[[Iterator], MicroBatch],
         *,
         pipelined: bool,
+        recompute: Recompute | None = None,
     ) -> None:
         self.schedule = schedule
         self.detector = detector
         self.prepare = prepare
         self.pipelined = pipelined
+        self.recompute = recompute
 
     def __call__(
         self,
@@ -120,7 +125,13 @@ class TwoPassSchedule:
         """One frozen forward and backward of ``batches``; the deltas, none on ranks without the embedding."""
         chunks = _chunks(call["model"])
         embedding = find_embedding(chunks)
-        with self.detector.timed(), frozen(chunks), unscheduled(chunks), watched(embedding) as leaves:
+        with (
+            self.detector.timed(),
+            frozen(chunks),
+            unscheduled(chunks),
+            recomputing(chunks, self.recompute),
+            watched(embedding) as leaves,
+        ):
             losses = self.schedule(
                 forward_step_func=forward_step_func,
                 data_iterator=iterate([batch.for_detection() for batch in batches]),

@@ -5,6 +5,7 @@ import logging as python_logging
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as L
 import torch
@@ -22,7 +23,7 @@ from nemo.lightning.callback_group import CallbackGroup
 from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptimizerModule, WarmupPolicyScheduler
 from nemo.utils import logging
 
-from nemo_cdt.config import Config, ObjectiveName, Optim, Precision, Schedule
+from nemo_cdt.config import Config, DetectionRecompute, ObjectiveName, Optim, Precision, Recompute, Schedule
 from nemo_cdt.data.tokenizer import load_tokenizer
 from nemo_cdt.folders import new_folder
 from nemo_cdt.nemo.callback import ContextDenoising, StepMetrics, Truncation
@@ -125,7 +126,7 @@ def _trainer(config: Config, on_gpu: bool, sample: SampleWriter) -> nl.Trainer:
     settings, validates = config.trainer, config.trainer.val_interval > 0
     callbacks: list[L.Callback] = [StepMetrics(settings.global_batch_size * config.data.seq_length)]
     if config.objective.name is ObjectiveName.cdt:
-        callbacks = [ContextDenoising(config.objective, sample.observe), sample, *callbacks]
+        callbacks = [ContextDenoising(config.objective, sample.observe, _detection(config)), sample, *callbacks]
     trainer = nl.Trainer(
         accelerator="gpu" if on_gpu else "cpu",
         devices=settings.devices,
@@ -139,11 +140,20 @@ def _trainer(config: Config, on_gpu: bool, sample: SampleWriter) -> nl.Trainer:
         use_distributed_sampler=False,
         enable_model_summary=False,
         strategy=_strategy(config, on_gpu),
-        plugins=SynchronizedPrecision("bf16-mixed" if settings.precision is Precision.bf16 else "32"),
+        plugins=SynchronizedPrecision(
+            "bf16-mixed" if settings.precision is Precision.bf16 else "32",
+            grad_reduce_in_fp32=settings.grad_dtype is Precision.fp32,
+        ),
         callbacks=[*callbacks, Truncation(), Progress()],
     )
     trainer.fit_loop.epoch_loop = TrainingLoop(trainer, trainer.min_steps, trainer.max_steps)
     return trainer
+
+
+def _detection(config: Config) -> Recompute | None:
+    """What detection's backward computes again, where that is not what training's does."""
+    policy = config.objective.detection_recompute
+    return None if policy is DetectionRecompute.auto else Recompute(policy)
 
 
 def _validation_micro_batches(config: Config) -> int:
@@ -188,9 +198,21 @@ def _optimizer(config: Config) -> MegatronOptimizerModule:
             bf16=config.trainer.precision is Precision.bf16,
             use_distributed_optimizer=True,
             overlap_param_gather=config.parallel.overlap_param_gather,
+            **(_offloaded(config) if optim.offload else {}),
         ),
         lr_scheduler=_scheduler(optim, config.trainer.max_steps),
     )
+
+
+def _offloaded(config: Config) -> dict[str, Any]:
+    """Of Megatron's hybrid optimizer. Only the precision-aware one keeps no fp32 parameters on the GPU."""
+    return {
+        "optimizer_cpu_offload": True,
+        "optimizer_offload_fraction": config.optim.offload,
+        "overlap_cpu_optimizer_d2h_h2d": True,
+        "use_precision_aware_optimizer": True,
+        "main_grads_dtype": torch.float32 if config.trainer.grad_dtype is Precision.fp32 else torch.bfloat16,
+    }
 
 
 def _scheduler(optim: Optim, max_steps: int) -> CosineAnnealingScheduler | WarmupPolicyScheduler:

@@ -12,7 +12,7 @@ import torch
 from megatron.core import parallel_state
 from nemo.lightning.megatron_parallel import MegatronStep
 
-from nemo_cdt.config import Objective
+from nemo_cdt.config import Objective, Recompute
 from nemo_cdt.denoise import Denoising
 from nemo_cdt.megatron.detection import Detection, Detector, Groups
 from nemo_cdt.megatron.microbatch import take
@@ -33,11 +33,20 @@ class WrappedStep(MegatronStep):
 
 
 class ContextDenoising(L.Callback):
-    """Trains with CDT: each training step detects noise and trains on the denoised embeddings; validation is plain."""
+    """Trains with CDT: each training step detects noise and trains on the denoised embeddings; validation is plain.
 
-    def __init__(self, objective: Objective, observer: Callable[[Detection], None] | None = None) -> None:
+    recompute: what detection's backward computes again; None is what training's does.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        observer: Callable[[Detection], None] | None = None,
+        recompute: Recompute | None = None,
+    ) -> None:
         self.objective = objective
         self.observer = observer
+        self.recompute = recompute
         self.detector: Detector  # of the layout, so not before training starts
         self._told: set[str] = set()
 
@@ -58,7 +67,7 @@ class ContextDenoising(L.Callback):
 
     def _wrap(self, schedule: Callable) -> TwoPassSchedule:
         pipelined = parallel_state.get_pipeline_model_parallel_world_size() > 1
-        return TwoPassSchedule(schedule, self.detector, take, pipelined=pipelined)
+        return TwoPassSchedule(schedule, self.detector, take, pipelined=pipelined, recompute=self.recompute)
 
     def on_megatron_step_end(self, step: MegatronStep) -> None:
         if step.forward_only:

@@ -1,16 +1,17 @@
 """From the ``model`` group of conf/ to a NeMo model."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from nemo.collections import llm
 from nemo.collections.llm.gpt.model.llama import Llama3Config, Llama31Config, LlamaConfig
 from nemo.utils.import_utils import safe_import
 from torch import Tensor
 
-from nemo_cdt.config import Config, Recompute
+from nemo_cdt.config import Config
+from nemo_cdt.megatron.cross_entropy import adopt
 from nemo_cdt.megatron.layers import layer_spec
 from nemo_cdt.megatron.microbatch import MicroBatch, take
+from nemo_cdt.megatron.recompute import SETTINGS
 
 _, HAVE_TRANSFORMER_ENGINE = safe_import("transformer_engine")
 
@@ -21,6 +22,12 @@ VOCABULARY_MULTIPLE = 128
 class CDTLlamaModel(llm.LlamaModel):
     """NeMo's Llama, fed with :class:`MicroBatch` in training, validation and detection alike."""
 
+    def configure_model(self, vp_stage: int | None = None) -> None:
+        built = hasattr(self, "module")
+        super().configure_model(vp_stage)
+        if not built:
+            adopt(self.module)
+
     def data_step(self, dataloader_iter: Iterator) -> MicroBatch:
         return take(dataloader_iter)
 
@@ -30,7 +37,7 @@ class CDTLlamaModel(llm.LlamaModel):
             batch["tokens"],
             batch["position_ids"],
             attention_mask=None,  # causal within documents, in Transformer Engine's attention as in ours
-            labels=batch["labels"],
+            labels=batch.labels(),
             packed_seq_params=batch.packed(),
         )
 
@@ -41,8 +48,16 @@ def padded(vocabulary: int) -> int:
 
 
 def llama_config(config: Config, *, vocab_size: int, on_gpu: bool) -> LlamaConfig:
-    """NeMo's config of the model. Everything goes through the constructor: a checkpoint records its arguments only."""
-    model = config.model
+    """NeMo's config of the model. Everything goes through the constructor: a checkpoint records its arguments only.
+
+    Raises:
+        ValueError: for what needs Transformer Engine where there is none.
+    """
+    model, offloaded = config.model, config.trainer.offload_activations
+    if not (on_gpu and HAVE_TRANSFORMER_ENGINE):
+        for name, value in (("trainer.offload_activations", offloaded), ("optim.offload", config.optim.offload)):
+            if value:
+                raise ValueError(f"{name}={value} needs a GPU and Transformer Engine: set {name}=0")
     arguments = {
         "num_layers": model.num_layers,
         "hidden_size": model.hidden_size,
@@ -59,7 +74,8 @@ def llama_config(config: Config, *, vocab_size: int, on_gpu: bool) -> LlamaConfi
         "calculate_per_token_loss": True,  # Megatron's other normalisation divides by each rank's own label count
         "cross_entropy_loss_fusion": False,
         "cp_comm_type": str(config.parallel.context_comm),
-        **_RECOMPUTE[config.trainer.recompute],
+        **SETTINGS[config.trainer.recompute],
+        **({"cpu_offloading": True, "cpu_offloading_num_layers": offloaded} if offloaded else {}),
         **(_INTERLEAVED if config.parallel.virtual_pipeline else {}),
         **(_GPU_KERNELS if on_gpu else _NO_KERNELS),
     }
@@ -76,11 +92,6 @@ def llama_config(config: Config, *, vocab_size: int, on_gpu: bool) -> LlamaConfi
     )
 
 
-_RECOMPUTE: dict[Recompute, dict[str, Any]] = {
-    Recompute.none: {},
-    Recompute.selective: {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
-    Recompute.full: {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
-}
 _INTERLEAVED = {"overlap_p2p_comm": True, "batch_p2p_comm": False}
 """With two stages a batch of sends pairs activations with gradients: Megatron asks for this, NeMo does not."""
 _GPU_KERNELS: dict[str, bool] = {}
