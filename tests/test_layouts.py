@@ -55,6 +55,9 @@ LAYOUTS = {
         trainer={"recompute": c.Recompute.full},
         detection_recompute=c.DetectionRecompute.full,
     ),
+    "TP2+SP full recompute, MLP in 3 chunks": Layout(
+        2, c.Parallel(tensor=2, sequence=True), trainer={"recompute": c.Recompute.full, "mlp_chunks": 3}
+    ),
     "selective recompute in detection alone": Layout(1, detection_recompute=c.DetectionRecompute.selective),
     "8 rows in one micro-batch": Layout(1, trainer={"micro_batch_size": 8}),
 }  # fmt: skip

@@ -39,10 +39,7 @@ class Labelled:
 
 
 class LabelledGPTModel(GPTModel):
-    """Megatron's GPT model, whose head sees labelled positions alone. Given :class:`Labelled`, it returns [B, S].
-
-    NeMo names Megatron's class where it builds a model, so a model becomes one of these afterwards: see :func:`adopt`.
-    """
+    """Megatron's GPT model, whose head sees labelled positions alone. Given :class:`Labelled`, it returns [B, S]."""
 
     def _postprocess(
         self,
@@ -64,12 +61,6 @@ class LabelledGPTModel(GPTModel):
             group=self.pg_collection.tp,
             sequence_parallel=self.config.sequence_parallel,
         )
-
-
-def adopt(model: GPTModel) -> None:
-    """Turns a Megatron GPT model into a :class:`LabelledGPTModel`, which has nothing of its own to initialise."""
-    assert type(model) is GPTModel, f"{type(model)} has a forward of its own"
-    model.__class__ = LabelledGPTModel
 
 
 def labelled_cross_entropy(

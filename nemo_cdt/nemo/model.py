@@ -8,9 +8,9 @@ from nemo.utils.import_utils import safe_import
 from torch import Tensor
 
 from nemo_cdt.config import Config
-from nemo_cdt.megatron.cross_entropy import adopt
 from nemo_cdt.megatron.layers import layer_spec
 from nemo_cdt.megatron.microbatch import MicroBatch, take
+from nemo_cdt.megatron.model import adopt
 from nemo_cdt.megatron.recompute import SETTINGS
 
 _, HAVE_TRANSFORMER_ENGINE = safe_import("transformer_engine")
@@ -74,6 +74,7 @@ def llama_config(config: Config, *, vocab_size: int, on_gpu: bool) -> LlamaConfi
         "calculate_per_token_loss": True,  # Megatron's other normalisation divides by each rank's own label count
         "cross_entropy_loss_fusion": False,
         "cp_comm_type": str(config.parallel.context_comm),
+        "mlp_chunks_for_prefill": config.trainer.mlp_chunks,  # for training too: see nemo_cdt/megatron/mlp.py
         **SETTINGS[config.trainer.recompute],
         **({"cpu_offloading": True, "cpu_offloading_num_layers": offloaded} if offloaded else {}),
         **(_INTERLEAVED if config.parallel.virtual_pipeline else {}),

@@ -56,3 +56,15 @@ def test_each_pass_runs_a_layer_as_often_as_its_policy_says(
     layers = config.model.num_layers
     assert (in_detection, in_training) == (expected[0] * layers, expected[1] * layers)
     assert left == [training == "selective"] * layers
+
+
+def test_mlp_chunks_are_computed_one_by_one(tmp_path: Path) -> None:
+    """Forwards of chunks: the layer's first, its recomputation, and each chunk's own."""
+    write_documents(tmp_path / "d.jsonl", kind="sft", count=8, longest=60)
+    config = small_run(tmp_path / "run", tmp_path / "d.jsonl", steps=1, global_batch=1)
+    config.data.validation_samples = 0
+    config.trainer.recompute, config.trainer.mlp_chunks = Recompute.full, 4
+    config.objective.detection_recompute = DetectionRecompute.none
+    in_detection, in_training, _ = on_ranks(forwards, 1, config)[0]
+    layers = config.model.num_layers
+    assert (in_detection, in_training) == (layers, 3 * 4 * layers)
