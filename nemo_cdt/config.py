@@ -65,8 +65,17 @@ class ContextComm(StrEnum):
 
 
 class Recompute(StrEnum):
-    """Which activations are computed again in the backward pass: Megatron's granularities."""
+    """Which activations are computed again in the backward pass: Megatron's granularities; selective is the MLPs'."""
 
+    none = "none"
+    selective = "selective"
+    full = "full"
+
+
+class DetectionRecompute(StrEnum):
+    """The same for detection alone; ``auto`` is what costs least of what fits: see :mod:`nemo_cdt.cost.memory`."""
+
+    auto = "auto"
     none = "none"
     selective = "selective"
     full = "full"
@@ -119,6 +128,7 @@ class Objective:
     rho: float = 0.01
     epsilon: float = 1e-3
     threshold_scope: ThresholdScope = ThresholdScope.document
+    detection_recompute: DetectionRecompute = DetectionRecompute.auto
 
 
 @dataclass(kw_only=True, slots=True)
@@ -163,6 +173,8 @@ class Trainer:
     devices: int = 1
     num_nodes: int = 1
     recompute: Recompute = Recompute.none
+    offload_activations: int = 0  # layers whose activations wait in the host's memory for their backward
+    grad_dtype: Precision = Precision.fp32  # of the gradient buffers, and of their reduction between ranks
     accelerator: Accelerator = Accelerator.auto
     seed: int = 42
     val_interval: int = 0  # steps between validations; 0: never
@@ -184,6 +196,7 @@ class Optim:
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
+    offload: float = 0.0  # the share of Adam's state and arithmetic that is the host's: 0 to 1
 
 
 @dataclass(kw_only=True, slots=True)

@@ -18,6 +18,8 @@ MAY_CHANGE = {
     "trainer.num_nodes",
     "trainer.accelerator",
     "trainer.recompute",
+    "trainer.offload_activations",
+    "objective.detection_recompute",
     "trainer.val_interval",
     "trainer.checkpoint_interval",
 }

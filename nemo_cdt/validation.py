@@ -8,7 +8,18 @@ import math
 import os
 from pathlib import Path
 
-from nemo_cdt.config import Config, ContextComm, DataName, LauncherName, Model, Parallel, walk
+from nemo_cdt.config import (
+    Config,
+    ContextComm,
+    DataName,
+    DetectionRecompute,
+    LauncherName,
+    Model,
+    Parallel,
+    Precision,
+    Recompute,
+    walk,
+)
 from nemo_cdt.resumption import earlier_attempt, require_same_run
 
 MAY_BE_ZERO = {
@@ -19,6 +30,8 @@ MAY_BE_ZERO = {
     "trainer.seed",
     "trainer.val_interval",
     "trainer.checkpoint_interval",
+    "trainer.offload_activations",
+    "optim.offload",
     "optim.min_lr",
     "optim.warmup_steps",
     "optim.weight_decay",
@@ -37,6 +50,7 @@ def validate(config: Config) -> None:
     _check_batch(config)
     _check_lengths(config)
     _check_packing(config)
+    _check_memory(config)
     _check_objective(config)
     _check_optim(config)
     _check_data(config)
@@ -151,6 +165,34 @@ def _check_packing(config: Config) -> None:
         data.document_length is None or data.document_length <= data.seq_length,
         f"data.document_length={data.document_length} is longer than data.seq_length={data.seq_length}: "
         f"set data.document_length={data.seq_length} or less",
+    )
+
+
+def _check_memory(config: Config) -> None:
+    trainer, layers, pipeline = config.trainer, config.trainer.offload_activations, config.parallel.pipeline
+    _require(
+        layers < config.model.num_layers,
+        f"trainer.offload_activations={layers} must be below model.num_layers={config.model.num_layers}: "
+        f"set trainer.offload_activations={config.model.num_layers - 1} or less",
+    )
+    _require(
+        layers == 0 or (trainer.recompute is Recompute.none and pipeline == 1),
+        f"trainer.offload_activations={layers} needs trainer.recompute=none (here {trainer.recompute}) and "
+        f"parallel.pipeline=1 (here {pipeline}), or set trainer.offload_activations=0",
+    )
+    detection = config.objective.detection_recompute
+    _require(
+        layers == 0 or detection in (DetectionRecompute.auto, DetectionRecompute.none),
+        f"objective.detection_recompute={detection} with trainer.offload_activations={layers}: "
+        "set objective.detection_recompute=none",
+    )
+    _require(
+        trainer.grad_dtype is Precision.fp32 or trainer.precision is Precision.bf16,
+        f"trainer.grad_dtype={trainer.grad_dtype} with trainer.precision={trainer.precision}: "
+        "set trainer.grad_dtype=fp32",
+    )
+    _require(
+        config.optim.offload <= 1, f"optim.offload={config.optim.offload} is a share: set it to a number from 0 to 1"
     )
 
 

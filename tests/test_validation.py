@@ -52,6 +52,12 @@ REFUSED = {
     # the model
     "model.hidden_size=130": "set model.hidden_size=128",
     "model.num_query_groups=3": "set model.num_query_groups to 1, 2, 4",
+    # memory
+    "trainer.offload_activations=4": "set trainer.offload_activations=3 or less",
+    "trainer.offload_activations=2 trainer.recompute=full": "set trainer.offload_activations=0",
+    "trainer.offload_activations=2 objective.detection_recompute=full": "set objective.detection_recompute=none",
+    "trainer.grad_dtype=bf16 trainer.precision=fp32": "set trainer.grad_dtype=fp32",
+    "optim.offload=1.5": "set it to a number from 0 to 1",
     # the layout
     "parallel.tensor=4 trainer.devices=4": "set parallel.tensor to 1, 2",
     "parallel.tensor=2 trainer.devices=2 model.vocab_size=385": "set parallel.tensor to 1",
