@@ -173,6 +173,7 @@ class Trainer:
     devices: int = 1
     num_nodes: int = 1
     recompute: Recompute = Recompute.none
+    mlp_chunks: int = 1  # parts of the sequence in which each MLP is computed, one after another; with recompute=full
     offload_activations: int = 0  # layers whose activations wait in the host's memory for their backward
     grad_dtype: Precision = Precision.fp32  # of the gradient buffers, and of their reduction between ranks
     accelerator: Accelerator = Accelerator.auto

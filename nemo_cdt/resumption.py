@@ -18,6 +18,7 @@ MAY_CHANGE = {
     "trainer.num_nodes",
     "trainer.accelerator",
     "trainer.recompute",
+    "trainer.mlp_chunks",
     "trainer.offload_activations",
     "objective.detection_recompute",
     "trainer.val_interval",

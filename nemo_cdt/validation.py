@@ -191,6 +191,12 @@ def _check_memory(config: Config) -> None:
         f"parallel.pipeline=1 (here {pipeline}), or set trainer.offload_activations=0",
     )
     detection = config.objective.detection_recompute
+    full = trainer.recompute is Recompute.full or detection is DetectionRecompute.full
+    _require(
+        trainer.mlp_chunks == 1 or full,
+        f"trainer.mlp_chunks={trainer.mlp_chunks} has no effect with trainer.recompute={trainer.recompute}: "
+        "set trainer.recompute=full, or trainer.mlp_chunks=1",
+    )
     _require(
         layers == 0 or detection in (DetectionRecompute.auto, DetectionRecompute.none),
         f"objective.detection_recompute={detection} with trainer.offload_activations={layers}: "

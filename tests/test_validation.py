@@ -57,6 +57,7 @@ REFUSED = {
     "trainer.offload_activations=2 trainer.recompute=full": "set trainer.offload_activations=0",
     "trainer.offload_activations=2 objective.detection_recompute=full": "set objective.detection_recompute=none",
     "trainer.grad_dtype=bf16 trainer.precision=fp32": "set trainer.grad_dtype=fp32",
+    "trainer.mlp_chunks=2": "set trainer.recompute=full, or trainer.mlp_chunks=1",
     "optim.offload=1.5": "set it to a number from 0 to 1",
     # the layout
     "parallel.tensor=4 trainer.devices=4": "set parallel.tensor to 1, 2",

@@ -91,12 +91,13 @@ def command(plan: Plan, request: Request) -> list[str]:
     chosen = overrides(plan, request.config.cluster)
     mine = {override.partition("=")[0] for override in chosen}
     asked = [override for override in request.overrides if override.partition("=")[0] not in mine]
-    data, init = request.config.data, request.config.init
-    missing = ["data.path=FILE"] * (data.name is DataName.jsonl and data.path is None)
-    missing += ["init.hf=DIR"] * (init.hf is None and init.nemo is None)
-    several = request.config.cluster.gpus > request.config.cluster.gpus_per_node
-    missing += ["launcher=NAME"] * (several and request.config.launcher.name is LauncherName.local)
-    return [*asked, *chosen, *missing]
+    config, cluster = request.config, request.config.cluster
+    missing = {
+        "data.path=FILE": config.data.name is DataName.jsonl and config.data.path is None,
+        "init.hf=DIR": config.model.vocab_size is not None and config.tokenizer == "byte",  # its weights and tokenizer
+        "launcher=NAME": cluster.gpus > cluster.gpus_per_node and config.launcher.name is LauncherName.local,
+    }
+    return [*asked, *chosen, *(name for name, is_missing in missing.items() if is_missing)]
 
 
 def as_json(plans: list[Plan], request: Request) -> str:
