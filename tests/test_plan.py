@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from nemo_cdt.cli import main
 from nemo_cdt.config import Config, Data, Model, Parallel, Recompute, Trainer, typed
 from nemo_cdt.cost.cluster import Cluster
-from nemo_cdt.cost.memory import GIB, Memory, detection_recompute, peak, training_peak
+from nemo_cdt.cost.memory import GIB, Memory, detection_peak, detection_recompute, peak, training_peak
 from nemo_cdt.cost.plan import plans
 from nemo_cdt.cost.request import compose_planned, read
 from nemo_cdt.cost.steptime import step_time
@@ -293,6 +293,8 @@ def test_activations_are_what_two_vocabularies_had_in_common():
     expected = rest[1] - per_logit * logits[1]
     assert 4 < per_logit < 10
     assert (memories[1].activations + memories[1].deltas) / GIB == pytest.approx(expected, rel=0.1)
+    frozen = detection_peak(run_of(32768, 32768), Recompute.none).activations  # which keeps 23 of 34 bytes
+    assert frozen / GIB != pytest.approx(expected, rel=0.1)
 
 
 def test_a_step_takes_about_as_long_as_was_measured():

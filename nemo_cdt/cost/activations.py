@@ -71,15 +71,17 @@ def head(config: Config, *, frozen: bool) -> float:
 
 
 def layer(config: Config, recompute: Recompute, *, frozen: bool) -> float:
-    """Of the layer whose backward runs: what it recomputes, with its gradients or attention's exchange.
+    """Of the layer whose backward runs: what it recomputes, with its MLP's gradients or attention's exchange.
 
     With sequence parallelism an input and a gradient of each linear are gathered whole.
     """
-    each = _sizes(config)
+    each, chunks = _sizes(config), config.trainer.mlp_chunks if recompute is Recompute.full else 1
     recomputed = kept(config, frozen=frozen) - kept(config, recompute, frozen=frozen)
+    mlp = sum(each[name] for name in MLP - (FOR_WEIGHT_GRADIENTS if frozen else set()))
     gathered = 2 * config.parallel.tensor * each["norm1"] if config.parallel.sequence else 0.0
-    gradients = each["fc1"] + each["fc2"] + each["norm2"] + each["residual"] + gathered
-    return recomputed + max(gradients, _exchange(config, each))
+    gradients = each["fc1"] + each["fc2"] + each["norm2"] + gathered
+    streams = each["residual"] * (2 if chunks > 1 else 1)  # a gradient, and the chunks' outputs
+    return recomputed - mlp + max((mlp + gradients) / chunks, _exchange(config, each)) + streams
 
 
 def _exchange(config: Config, each: dict[str, float]) -> float:

@@ -60,15 +60,16 @@ def work(
     frozen: bool = False,
     labelled: float = 1.0,
     head_recompute: bool = False,
+    mlp_recompute: bool = False,
 ) -> Work:
     """A forward and backward of one token.
 
     frozen: no weight gradients, as in detection.  labelled: the share of the tokens at which logits are computed.
-    head_recompute: logits are computed again in backward.
+    head_recompute: logits are computed again in backward.  mlp_recompute: so are MLPs that are recomputed already.
     """
     mlp = 2 * model.num_layers * mlp_weights(model)
     forward = mlp + 2 * model.num_layers * attention_weights(model)
-    again = {Recompute.none: 0, Recompute.selective: mlp, Recompute.full: forward}[recompute]
+    again = {Recompute.none: 0, Recompute.selective: mlp, Recompute.full: forward + mlp_recompute * mlp}[recompute]
     attention = 2 * model.num_layers * model.hidden_size * seq_length
     products = 2 if frozen else 3
     return Work(
@@ -81,7 +82,14 @@ def work(
 
 def of_config(config: Config, recompute: Recompute, *, frozen: bool) -> Work:
     """As this code trains: every token labelled, logits made again in backward, attention within packed documents."""
-    return work(config.model, attended(config), recompute, frozen=frozen, head_recompute=True)
+    return work(
+        config.model,
+        attended(config),
+        recompute,
+        frozen=frozen,
+        head_recompute=True,
+        mlp_recompute=config.trainer.mlp_chunks > 1,
+    )
 
 
 def attended(config: Config) -> int:

@@ -83,7 +83,7 @@ def detection_recompute(config: Config, device_bytes: float) -> tuple[Recompute,
     policies = policies[: policies.index(config.trainer.recompute) + 1]
     needs = {policy: detection_peak(config, policy).total for policy in policies}
     chosen = next((policy for policy in policies if needs[policy] <= device_bytes), policies[-1])
-    numbers = ", ".join(f"{need / GIB:.1f} GiB with {policy}" for policy, need in needs.items())
+    numbers = ", ".join(f"{need / GIB:.1f} with {policy}" for policy, need in needs.items())
     return chosen, f"detection recomputes {chosen}: of {device_bytes / GIB:.1f} GiB it needs about {numbers}"
 
 

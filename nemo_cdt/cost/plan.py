@@ -12,6 +12,7 @@ from nemo_cdt.cost.steptime import StepTime, step_time
 from nemo_cdt.validation import validate_layout
 
 MICRO_BATCHES = [1, 2, 4, 8]
+MLP_CHUNKS = 8
 
 
 @dataclass(kw_only=True, slots=True)
@@ -75,12 +76,13 @@ def _splits(wanted: Planned, held: Collection[str]) -> Iterator[Config]:
         chunks = [None, *_divisors(wanted.model.num_layers // pipeline)[1:]] if pipeline > 1 else [None]
         # Transformer Engine exchanges packed documents by p2p alone.
         comms = list(ContextComm) if context > 1 and not wanted.data.pack else [ContextComm.p2p]
-        for virtual, comm, sequence, size, recompute in product(
+        for virtual, comm, sequence, size, recompute, mlp_chunks in product(
             options("parallel.virtual_pipeline", chunks),
             options("parallel.context_comm", comms),
             options("parallel.sequence", [tensor > 1]),
             options("trainer.micro_batch_size", MICRO_BATCHES),
             options("trainer.recompute", list(Recompute)),
+            options("trainer.mlp_chunks", [1, MLP_CHUNKS]),
         ):
             parallel = replace(
                 wanted.parallel,
@@ -91,7 +93,14 @@ def _splits(wanted: Planned, held: Collection[str]) -> Iterator[Config]:
                 context_comm=comm,
                 sequence=sequence,
             )
-            trainer = replace(wanted.trainer, devices=gpus, num_nodes=1, micro_batch_size=size, recompute=recompute)
+            trainer = replace(
+                wanted.trainer,
+                devices=gpus,
+                num_nodes=1,
+                micro_batch_size=size,
+                recompute=recompute,
+                mlp_chunks=mlp_chunks,
+            )
             yield replace(wanted, parallel=parallel, trainer=trainer)
 
 

@@ -21,8 +21,8 @@ HEADER = (
     "| params grads optim  acts work rest   GiB| step s  tok/s  MFU"
 )
 LEGEND = """\
-mb: micro-batch. work: one chunk's logits or one layer's backward, the larger. rest: deltas, CUDA, fragmentation.
-tok/s: of one GPU. MFU: both passes, nothing counted twice."""
+mb: micro-batch. mlp8: MLPs in 8 chunks. work: one chunk's logits or one layer's backward, the larger.
+rest: deltas, CUDA, fragmentation. tok/s: of one GPU. MFU: both passes, nothing counted twice."""
 
 
 def record(plan: Plan, cluster: Cluster) -> dict[str, Any]:
@@ -33,6 +33,7 @@ def record(plan: Plan, cluster: Cluster) -> dict[str, Any]:
         "parallel": {key: getattr(config.parallel, key) for key in SPLIT} | {"data": config.data_parallel},
         "micro_batch_size": config.trainer.micro_batch_size,
         "recompute": config.trainer.recompute,
+        "mlp_chunks": config.trainer.mlp_chunks,
         "detection_recompute": plan.detection if denoises else None,
         "memory_gib": {part: getattr(plan.memory, part) / GIB for part in PARTS},
         "step_seconds": asdict(plan.time) | {"total": seconds},
@@ -51,6 +52,7 @@ def overrides(plan: Plan, cluster: Cluster) -> list[str]:
         "trainer.num_nodes": nodes,
         "trainer.micro_batch_size": config.trainer.micro_batch_size,
         "trainer.recompute": config.trainer.recompute,
+        "trainer.mlp_chunks": config.trainer.mlp_chunks,
     }
     if _denoises(config):
         chosen["objective.detection_recompute"] = plan.detection
@@ -119,12 +121,13 @@ def _line(rank: int, plan: Plan, cluster: Cluster) -> str:
     config, parallel, memory, seconds = plan.config, plan.config.parallel, plan.memory, plan.time.total
     comm = parallel.context_comm if parallel.context > 1 else ""
     detection = plan.detection if _denoises(config) else ""
+    recompute = config.trainer.recompute + (f" mlp{config.trainer.mlp_chunks}" if config.trainer.mlp_chunks > 1 else "")
     parts = (memory.parameters, memory.gradients, memory.optimizer, memory.activations)
     params, grads, optim, acts = (part / GIB for part in parts)
     return (
         f"{rank:3}{parallel.tensor:3} {'yes' if parallel.sequence else 'no':3}{parallel.context:2} {comm:10}"
         f"{parallel.pipeline:3} {parallel.virtual_pipeline or '':>3}{config.data_parallel:4}"
-        f"{config.trainer.micro_batch_size:3} {config.trainer.recompute:9} {detection:9}"
+        f"{config.trainer.micro_batch_size:3} {recompute:9} {detection:9}"
         f"|{params:7.1f}{grads:6.1f}{optim:6.1f}{acts:6.1f}{memory.working / GIB:5.1f}"
         f"{(memory.deltas + memory.runtime) / GIB:5.1f}{memory.total / GIB:6.1f}"
         f"|{seconds:7.1f}{tokens_per_second(config, seconds):7.0f}{mfu(config, cluster, seconds):5.0%}"

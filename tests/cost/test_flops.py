@@ -63,6 +63,13 @@ def test_logits_made_twice_cost_one_more_head():
     assert once.linears == twice.linears
 
 
+def test_mlps_in_chunks_are_computed_once_more_where_layers_are_recomputed():
+    mlp = work(LLAMA31_8B, 8192, MLP).linears - work(LLAMA31_8B, 8192).linears
+    full, chunked = (work(LLAMA31_8B, 8192, FULL, mlp_recompute=again).linears for again in (False, True))
+
+    assert mlp == chunked - full == pytest.approx(0.81 * 13.96e9, rel=0.01)
+
+
 def test_attention_of_packed_documents_spans_a_document():
     packed = Data(seq_length=32768, document_length=4096, pack=True)
 

@@ -36,6 +36,7 @@ def llama(
     grad_dtype: Precision = Precision.fp32,
     offload: float = 0.0,
     offload_activations: int = 0,
+    mlp_chunks: int = 1,
     **parallel: int | None,
 ) -> Config:
     return Config(
@@ -50,6 +51,7 @@ def llama(
             recompute=recompute,
             grad_dtype=grad_dtype,
             offload_activations=offload_activations,
+            mlp_chunks=mlp_chunks,
         ),
     )
 
@@ -103,6 +105,14 @@ def test_the_logits_are_bounded_at_any_length():
 
     assert heads[0] - rows[0] == heads[1] - rows[1] == pytest.approx(1.5 * GIB + 4 * 128256 * 4096)
     assert detection_peak(llama(), NONE).head - rows[1] == 2 * GIB
+
+
+def test_the_mlp_in_chunks_leaves_a_layers_backward_little():
+    unit = 131072 * 4096  # bytes for each of h
+    whole, chunked = (training_peak(llama(recompute=FULL, mlp_chunks=chunks)).layer / unit for chunks in (1, 8))
+
+    assert whole == 34 - 2 + 2 + 23  # all it kept but its input, a residual's gradient, the MLP's gradients
+    assert chunked == 11 - 2 + 2 * 2 + 2 * 23 / 8
 
 
 def test_a_pipeline_keeps_the_deltas_of_the_whole_batch_on_its_first_stage():
