@@ -28,6 +28,15 @@ def _parser() -> argparse.ArgumentParser:
     report = verbs.add_parser("report", help="write RUN/report.html, also of a run that was interrupted")
     report.add_argument("run", type=Path, metavar="RUN", help="a run's output folder")
     report.set_defaults(verb=_report)
+
+    plan = verbs.add_parser("plan", help="which layouts of a run fit a cluster, the fastest first, before it runs")
+    plan.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="the recipe's, which hold; cluster.gpus=N, cluster.gpu=a100|h100|h200|b200, output=FILE for all as JSON",
+    )
+    plan.set_defaults(verb=_plan)
     return parser
 
 
@@ -48,4 +57,18 @@ def _report(parsed: argparse.Namespace) -> int:
     from nemo_cdt.report import write_report
 
     print(write_report(parsed.run))
+    return 0
+
+
+def _plan(parsed: argparse.Namespace) -> int:
+    from nemo_cdt.cost.plan import plans
+    from nemo_cdt.cost.request import read
+    from nemo_cdt.cost.table import as_json, table
+    from nemo_cdt.folders import write_whole
+
+    request = read(parsed.overrides)
+    found = plans(request.config, request.held)
+    if request.output is not None:
+        write_whole(request.output, as_json(found, request))
+    print(table(found, request))
     return 0

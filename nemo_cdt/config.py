@@ -260,11 +260,11 @@ def walk(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from walk(value, f"{prefix}{item.name}.")
 
 
-def typed(config: DictConfig | ListConfig) -> Config:
-    """What Hydra or a file composed, as :class:`Config`. An unknown key or a wrong type is an OmegaConf error."""
+def typed(config: DictConfig | ListConfig, schema: type[Config] = Config) -> Config:
+    """What Hydra or a file composed, as ``schema``. An unknown key or a wrong type is an OmegaConf error."""
     # Merged as a plain dict: a DictConfig to which Hydra's `+key=value` added a key would pass.
     values = OmegaConf.to_container(config, resolve=True)
-    return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values)))
+    return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values)))
 
 
 def load(path: str | Path) -> Config:

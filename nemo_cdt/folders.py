@@ -1,4 +1,4 @@
-"""Folders that are there whole or not at all."""
+"""Folders and files that are there whole or not at all."""
 
 import os
 import shutil
@@ -24,3 +24,13 @@ def new_folder(destination: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is there whole or not at all; an older one is replaced."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -10,25 +10,25 @@ from nemo_cdt.config import Config, walk
 GROUPS_WITHOUT_KEYS = ["experiment"]
 
 
-def explain(error: HydraException | OmegaConfBaseException) -> str:
-    """One line for a user who mistyped an override."""
+def explain(error: HydraException | OmegaConfBaseException, schema: Config | None = None) -> str:
+    """One line for a user who mistyped an override of ``schema``, which is :class:`Config` unless given."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
         return f"{group}={option} does not exist: choose {group}={'|'.join(error.options)}"
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException):
-        return explain(cause)
+        return explain(cause, schema)
     if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
-        return _unknown(str(error.full_key))
+        return _unknown(str(error.full_key), schema or Config())
     text = [line.strip() for line in str(error).splitlines()]
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key}: {text[0]}" if error.full_key else text[0]
     return " ".join(line for line in text if not line.startswith("See https://"))
 
 
-def _unknown(key: str) -> str:
+def _unknown(key: str, schema: Config) -> str:
     parent, _, name = key.rpartition(".")
-    known = [*GROUPS_WITHOUT_KEYS, *(known_key for known_key, _ in walk(Config()))]
+    known = [*GROUPS_WITHOUT_KEYS, *(known_key for known_key, _ in walk(schema))]
     siblings = {sibling.rpartition(".")[2]: sibling for sibling in known if sibling.rpartition(".")[0] == parent}
     elsewhere = [known_key for known_key in known if known_key.endswith(f".{name}")]
     near = [siblings[match] for match in get_close_matches(name, siblings, n=1)] or elsewhere

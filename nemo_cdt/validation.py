@@ -44,18 +44,28 @@ HOPS = {3, 4}
 
 def validate(config: Config) -> None:
     """Raise ValueError for a run that cannot be. Call it once, before OUTPUT is made: OUTPUT must not hold a run."""
+    validate_values(config)
+    validate_layout(config)
+    _check_data(config)
+    _check_sources(config)
+    _check_output(config)
+
+
+def validate_values(config: Config) -> None:
+    """Raise ValueError for values that no layout and no data could make right; part of :func:`validate`."""
     _check_signs(config)
     _check_model(config)
+    _check_objective(config)
+    _check_optim(config)
+
+
+def validate_layout(config: Config) -> None:
+    """Raise ValueError where model and batch cannot be split as ``config`` says; part of :func:`validate`."""
     _check_layout(config)
     _check_batch(config)
     _check_lengths(config)
     _check_packing(config)
     _check_memory(config)
-    _check_objective(config)
-    _check_optim(config)
-    _check_data(config)
-    _check_sources(config)
-    _check_output(config)
 
 
 def _require(condition: bool, message: str) -> None:

@@ -1,10 +1,10 @@
 """A finished (or killed) run as one HTML file that needs nothing else: no network, no folder beside it."""
 
-import os
 from pathlib import Path
 
 import jinja2
 
+from nemo_cdt.folders import write_whole
 from nemo_cdt.report import heatmap, plots, summary
 from nemo_cdt.report.run import Run, read_run
 
@@ -17,12 +17,7 @@ def write_report(run: Path) -> Path:
     """
     page = render(read_run(Path(run)))
     path = Path(run) / "report.html"
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, page)
     return path
 
 

@@ -1,0 +1,1 @@
+"""What a run costs before it runs: FLOPs, memory and time of every layout, in pure Python."""

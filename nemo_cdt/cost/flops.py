@@ -1,0 +1,109 @@
+"""FLOPs of a training step, a token at a time, and the floor of a CDT step against a plain one.
+
+F is the forward of all linears of the layers, H that of the head, A that of causal attention at this length, half a
+square on average. A linear's dgrad and wgrad cost F each; flash attention's backward 2.5 A (five products beside two).
+
+    training              3 F + 3.5 A + 3 H        detection, frozen     2 F + 3.5 A + 2 H
+    full recompute        adds F + A               mlp recompute         adds the MLP's share of F
+"""
+
+from dataclasses import dataclass
+
+from nemo_cdt.config import Config, Model, Recompute
+
+VOCABULARY = 128256
+"""Assumed where the tokenizer decides the vocabulary: Llama 3's."""
+FLASH_BACKWARD = 2.5
+
+
+@dataclass(kw_only=True, slots=True)
+class Work:
+    """FLOPs of one token, by the kernels that do them: they run at different rates."""
+
+    linears: float
+    attention_forward: float
+    attention_backward: float
+    head: float
+
+    @property
+    def total(self) -> float:
+        return self.linears + self.attention_forward + self.attention_backward + self.head
+
+
+def kv_size(model: Model) -> int:
+    return model.hidden_size // model.num_attention_heads * model.num_query_groups
+
+
+def vocabulary(model: Model) -> int:
+    return model.vocab_size or VOCABULARY
+
+
+def mlp_weights(model: Model) -> int:
+    """Weights of one layer's gated MLP."""
+    return 3 * model.hidden_size * model.ffn_hidden_size
+
+
+def attention_weights(model: Model) -> int:
+    """Weights of one layer's four projections."""
+    return 2 * model.hidden_size * (model.hidden_size + kv_size(model))
+
+
+def head_weights(model: Model) -> int:
+    return vocabulary(model) * model.hidden_size
+
+
+def work(
+    model: Model,
+    seq_length: int,
+    recompute: Recompute = Recompute.none,
+    *,
+    frozen: bool = False,
+    labelled: float = 1.0,
+    head_recompute: bool = False,
+    mlp_recompute: bool = False,
+) -> Work:
+    """A forward and backward of one token.
+
+    frozen: no weight gradients, as in detection.  labelled: the share of the tokens at which logits are computed.
+    head_recompute: logits are computed again in backward.  mlp_recompute: so are MLPs that are recomputed already.
+    """
+    mlp = 2 * model.num_layers * mlp_weights(model)
+    forward = mlp + 2 * model.num_layers * attention_weights(model)
+    again = {Recompute.none: 0, Recompute.selective: mlp, Recompute.full: forward + mlp_recompute * mlp}[recompute]
+    attention = 2 * model.num_layers * model.hidden_size * seq_length
+    products = 2 if frozen else 3
+    return Work(
+        linears=products * forward + again,
+        attention_forward=attention * (2 if recompute is Recompute.full else 1),
+        attention_backward=FLASH_BACKWARD * attention,
+        head=(products + head_recompute) * 2 * head_weights(model) * labelled,
+    )
+
+
+def of_config(config: Config, recompute: Recompute, *, frozen: bool) -> Work:
+    """As this code trains: every token labelled, logits made again in backward, attention within packed documents."""
+    return work(
+        config.model,
+        attended(config),
+        recompute,
+        frozen=frozen,
+        head_recompute=True,
+        mlp_recompute=config.trainer.mlp_chunks > 1,
+    )
+
+
+def attended(config: Config) -> int:
+    """Positions that attention spans at most."""
+    data = config.data
+    return data.document_length or data.seq_length if data.pack else data.seq_length
+
+
+def useful(model: Model, seq_length: int, *, frozen: bool = False) -> float:
+    """FLOPs of one token that an MFU counts: nothing twice, and attention's backward as two forwards."""
+    once = work(model, seq_length, frozen=frozen)
+    return once.total - (FLASH_BACKWARD - 2) * once.attention_forward
+
+
+def floor(training: Work, detection: Work, plain: Work | None = None) -> float:
+    """The least a CDT step can cost, as a multiple of a plain step (``training`` itself, unless given)."""
+    return (training.total + detection.total) / (plain or training).total

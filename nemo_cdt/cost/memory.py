@@ -1,0 +1,142 @@
+"""Bytes of one GPU at the peak of a step, by part, in the steady state: Adam's moments are there.
+
+Every token is taken to be labelled. A point is the head's turn or a layer's, on the stages that need most.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+from nemo_cdt.config import Config, DetectionRecompute, ObjectiveName, Precision, Recompute
+from nemo_cdt.cost import activations, flops
+from nemo_cdt.cost.activations import BYTES
+
+GIB = 2**30
+CONTEXT = 1.5 * GIB
+"""CUDA's context and NCCL's buffers, which torch does not count. Assumed."""
+FRAGMENTATION = 0.03
+"""Of what torch has allocated, lost between its blocks. Assumed."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Memory:
+    """Bytes of one GPU, by part. ``head`` and ``layer`` take turns, so the larger counts."""
+
+    parameters: float
+    gradients: float
+    optimizer: float
+    activations: float = 0.0
+    deltas: float = 0.0
+    head: float = 0.0  # the final hidden states, logits of one chunk, their gradients
+    layer: float = 0.0  # what the layer whose backward runs holds besides
+
+    @property
+    def working(self) -> float:
+        return max(self.head, self.layer)
+
+    @property
+    def allocated(self) -> float:
+        """What ``torch.cuda.max_memory_allocated`` shows."""
+        return self.parameters + self.gradients + self.optimizer + self.activations + self.deltas + self.working
+
+    @property
+    def runtime(self) -> float:
+        return CONTEXT + FRAGMENTATION * self.allocated
+
+    @property
+    def total(self) -> float:
+        return self.allocated + self.runtime
+
+    @property
+    def largest(self) -> tuple[str, float]:
+        """The name of the largest part, and its bytes."""
+        parts = {item.name: getattr(self, item.name) for item in fields(self)}
+        return max(parts.items(), key=lambda part: part[1])
+
+
+def peak(config: Config, detection: Recompute) -> Memory:
+    """The highest point of a step whose detection recomputes ``detection``, on the pipeline stage that needs most."""
+    points = [_optimizer_step(config, stage) for stage in _ends(config)] + [training_peak(config)]
+    if config.objective.name is ObjectiveName.cdt:
+        points.append(detection_peak(config, detection))
+    return _highest(points)
+
+
+def training_peak(config: Config) -> Memory:
+    """The training pass's highest point."""
+    return _highest(_pass(config, config.trainer.recompute, stage, frozen=False) for stage in _ends(config))
+
+
+def detection_peak(config: Config, recompute: Recompute) -> Memory:
+    """Detection's highest point. In a pipeline that may be its end, when gradients become deltas."""
+    points = [_pass(config, recompute, stage, frozen=True) for stage in _ends(config)]
+    if config.parallel.pipeline > 1:
+        points.append(Memory(**_static(config, 0), deltas=1.5 * activations.deltas(config, frozen=True)))
+    return _highest(points)
+
+
+def detection_recompute(config: Config, device_bytes: float) -> tuple[Recompute, str]:
+    """The cheapest recomputation of detection that fits, at worst training's own; and why, in one sentence."""
+    asked = config.objective.detection_recompute
+    if asked is not DetectionRecompute.auto:
+        return Recompute(str(asked)), f"detection recomputes {asked}: objective.detection_recompute says so"
+    policies = list(Recompute)
+    policies = policies[: policies.index(config.trainer.recompute) + 1]
+    needs = {policy: detection_peak(config, policy).total for policy in policies}
+    chosen = next((policy for policy in policies if needs[policy] <= device_bytes), policies[-1])
+    numbers = ", ".join(f"{need / GIB:.1f} with {policy}" for policy, need in needs.items())
+    return chosen, f"detection recomputes {chosen}: of {device_bytes / GIB:.1f} GiB it needs about {numbers}"
+
+
+def stage_parameters(config: Config, stage: int) -> float:
+    """Parameters of one GPU of this pipeline stage."""
+    model, parallel = config.model, config.parallel
+    first, last = stage == 0, stage == parallel.pipeline - 1
+    layer = (flops.attention_weights(model) + flops.mlp_weights(model)) / parallel.tensor + 2 * model.hidden_size
+    tables = first + last - (first and last and model.tied_embeddings)
+    ends = tables * flops.head_weights(model) / parallel.tensor + last * model.hidden_size
+    return model.num_layers / parallel.pipeline * layer + ends
+
+
+def optimizer_shards(config: Config) -> int:
+    """Ranks that share one copy of Adam's state."""
+    return config.parallel.context * config.data_parallel
+
+
+def _highest(points: Iterable[Memory]) -> Memory:
+    return max(points, key=lambda memory: memory.total)
+
+
+def _ends(config: Config) -> set[int]:
+    """The pipeline stages that need most: the first has most micro-batches in flight, the last the head."""
+    return {0, config.parallel.pipeline - 1}
+
+
+def _static(config: Config, stage: int) -> dict[str, float]:
+    """Parameters, their gradients' buffer, and Adam's moments with, beside bf16, the fp32 parameters."""
+    count = stage_parameters(config, stage)
+    bf16 = config.trainer.precision is Precision.bf16
+    return {
+        "parameters": count * BYTES[config.trainer.precision],
+        "gradients": count * BYTES[config.trainer.grad_dtype],
+        "optimizer": count * (12 if bf16 else 8) / optimizer_shards(config) * (1 - config.optim.offload),
+    }
+
+
+def _optimizer_step(config: Config, stage: int) -> Memory:
+    """Adam reads fp32 gradients: of a bf16 buffer it makes a copy of its share first."""
+    copied = config.trainer.grad_dtype is Precision.bf16
+    share = stage_parameters(config, stage) / optimizer_shards(config) * (1 - config.optim.offload)
+    return Memory(**_static(config, stage), layer=4 * share if copied else 0.0)
+
+
+def _pass(config: Config, recompute: Recompute, stage: int, *, frozen: bool) -> Memory:
+    """The highest point of a forward and backward: the head's, or the layer's after it."""
+    last = stage == config.parallel.pipeline - 1
+    alive = activations.layers_alive(config, stage) * activations.kept(config, recompute, frozen=frozen)
+    return Memory(
+        **_static(config, stage),
+        activations=alive + (activations.hidden(config) if last else 0.0),
+        deltas=activations.deltas(config, frozen=frozen) if stage == 0 else 0.0,
+        head=activations.head(config, frozen=frozen) if last else 0.0,
+        layer=activations.layer(config, recompute, frozen=frozen),
+    )

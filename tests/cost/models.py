@@ -1,0 +1,18 @@
+"""Models as conf/ has them."""
+
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from nemo_cdt.config import Model
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def model(name: str) -> Model:
+    return OmegaConf.to_object(
+        OmegaConf.merge(OmegaConf.structured(Model), OmegaConf.load(CONF / f"model/{name}.yaml"))
+    )
+
+
+LLAMA31_8B, LLAMA31_70B, LLAMA32_1B = model("llama31_8b"), model("llama31_70b"), model("llama32_1b")

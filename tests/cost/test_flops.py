@@ -1,0 +1,77 @@
+import pytest
+
+from nemo_cdt.config import Config, Data, Recompute
+from nemo_cdt.cost.flops import attended, floor, useful, work
+from tests.cost.models import LLAMA31_8B, LLAMA31_70B
+
+LENGTHS = [8192, 16384, 32768, 65536, 131072]
+FULL, MLP = Recompute.full, Recompute.selective
+LABELLED = {"labelled": 0.0}
+DESIGN = {  # design.md section 5, performance.md section 2.2: keywords of training, of detection; the ratio at LENGTHS
+    "weight gradients in detection too": ({}, {"frozen": False}, [2.0, 2.0, 2.0, 2.0, 2.0]),
+    "frozen": ({}, {}, [1.714, 1.750, 1.800, 1.857, 1.909]),
+    "labelled rows in detection": ({}, LABELLED, [1.674, 1.715, 1.772, 1.837, 1.896]),
+    "full recompute in both": ({"recompute": FULL}, {"recompute": FULL}, [1.781, 1.808, 1.846, 1.890, 1.930]),
+    "full in training": ({"recompute": FULL} | LABELLED, LABELLED, [1.541, 1.571, 1.614, 1.661, 1.704]),
+    "mlp in training": ({"recompute": MLP} | LABELLED, LABELLED, [1.584, 1.630, 1.697, 1.777, 1.854]),
+}
+
+
+@pytest.mark.parametrize("policy", DESIGN)
+def test_the_floor_of_a_cdt_step_is_that_of_the_design(policy):
+    training, detection, expected = DESIGN[policy]
+
+    floors = [
+        floor(work(LLAMA31_8B, length, **training), work(LLAMA31_8B, length, **({"frozen": True} | detection)))
+        for length in LENGTHS
+    ]
+
+    assert floors == pytest.approx(expected, abs=6e-4)  # rounded to three digits
+
+
+def test_the_floor_of_the_70b_model_is_that_of_the_design():
+    floors = [floor(work(LLAMA31_70B, n), work(LLAMA31_70B, n, frozen=True)) for n in LENGTHS]
+
+    assert floors == pytest.approx([1.694, 1.718, 1.755, 1.806, 1.863], abs=6e-4)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_useful_flops_are_those_of_nemo(length):
+    from nemo.utils.flops_formulas import FLOPSConfig, llama3
+
+    model = LLAMA31_8B
+    expected = llama3(
+        FLOPSConfig(
+            gbs=1,
+            enc_seq_len=length,
+            layers=model.num_layers,
+            hs=model.hidden_size,
+            ffn_hs=model.ffn_hidden_size,
+            attention_heads=model.num_attention_heads,
+            query_groups=model.num_query_groups,
+        )
+    )
+
+    assert length * useful(model, length) == pytest.approx(expected, rel=1e-9)
+    assert length * work(model, length).total > 1.01 * expected  # flash attention computes its scores again
+
+
+def test_logits_made_twice_cost_one_more_head():
+    once, twice = (work(LLAMA31_8B, 8192, frozen=True, head_recompute=again) for again in (False, True))
+
+    assert (once.head, twice.head) == pytest.approx((2 * 1.0507e9, 3 * 1.0507e9), rel=1e-4)
+    assert once.linears == twice.linears
+
+
+def test_mlps_in_chunks_are_computed_once_more_where_layers_are_recomputed():
+    mlp = work(LLAMA31_8B, 8192, MLP).linears - work(LLAMA31_8B, 8192).linears
+    full, chunked = (work(LLAMA31_8B, 8192, FULL, mlp_recompute=again).linears for again in (False, True))
+
+    assert mlp == chunked - full == pytest.approx(0.81 * 13.96e9, rel=0.01)
+
+
+def test_attention_of_packed_documents_spans_a_document():
+    packed = Data(seq_length=32768, document_length=4096, pack=True)
+
+    assert attended(Config(data=packed)) == 4096
+    assert attended(Config(data=Data(seq_length=32768, document_length=4096))) == 32768

@@ -1,0 +1,314 @@
+"""`nemo-cdt plan` as a user calls it, and its estimates beside what was measured."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from nemo_cdt.cli import main
+from nemo_cdt.config import Config, Data, Model, Parallel, Recompute, Trainer, typed
+from nemo_cdt.cost.cluster import Cluster
+from nemo_cdt.cost.memory import GIB, Memory, detection_peak, detection_recompute, peak, training_peak
+from nemo_cdt.cost.plan import plans
+from nemo_cdt.cost.request import compose_planned, read
+from nemo_cdt.cost.steptime import step_time
+from nemo_cdt.cost.table import command
+from nemo_cdt.validation import validate_layout, validate_values
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results"
+EXAMPLE = "model=llama31_8b data.seq_length=131072 cluster.gpus=64 cluster.gpu=h100"
+POINTS = [
+    pytest.param(point, id=f"{file.stem}-{index}")
+    for file in sorted(RESULTS.glob("memory_*.json"))
+    for index, point in enumerate(json.loads(file.read_text())["points"])
+]
+
+
+def plan(*arguments: str) -> int:
+    return main(["plan", *arguments])
+
+
+def planned(arguments: str):
+    request = read(arguments.split())
+    return request, plans(request.config, request.held)
+
+
+# As a user calls it
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    output = tmp_path_factory.mktemp("plan") / "plan.json"
+    code = "import sys; from nemo_cdt.cli import main; main(sys.argv[1:]); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "plan", *EXAMPLE.split(), f"output={output}"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    *lines, modules = done.stdout.splitlines()
+    return lines, set(modules.split()), json.loads(output.read_text())
+
+
+def test_the_table_is_best_first_and_fits_a_terminal(example):
+    lines, modules, _ = example
+    start = next(index for index, line in enumerate(lines) if line.startswith("  # TP SP CP"))
+    rows = lines[start + 1 : lines.index("", start)]
+    seconds = [float(row.split("|")[2].split()[0]) for row in rows]
+
+    assert [int(row.split()[0]) for row in rows] == list(range(1, len(rows) + 1))
+    assert len(rows) > 10
+    assert seconds == sorted(seconds)
+    assert max(map(len, lines[start : start + len(rows) + 3])) <= 120
+    assert not {"torch", "nemo", "megatron", "transformers"} & modules
+
+
+def test_the_file_has_every_plan_and_each_fits(example):
+    _, _, written = example
+    found = written["plans"]
+    seconds = [each["step_seconds"]["total"] for each in found]
+
+    assert seconds == sorted(seconds)
+    assert len(found) > 1000
+    for each in found:
+        memory, parallel = each["memory_gib"], each["parallel"]
+        parts = ("parameters", "gradients", "optimizer", "activations", "deltas", "runtime")
+        assert memory["total"] <= written["cluster"]["memory_gib"]
+        assert sum(memory[part] for part in parts) + max(memory["head"], memory["layer"]) == pytest.approx(
+            memory["total"]
+        )
+        assert parallel["tensor"] * parallel["context"] * parallel["pipeline"] * parallel["data"] == 64
+        rate = 32 * 131072 / each["step_seconds"]["total"] / 64
+        assert each["tokens_per_second_per_gpu"] == pytest.approx(rate)
+        assert 0 < each["mfu"] < 1
+        assert 1 < each["cdt_to_ce_flops"] < 2
+
+
+def test_the_command_that_is_printed_runs_the_first_plan(example, tmp_path):
+    lines, _, written = example
+    words = shlex.split(lines[-1])
+    assert words[-3:] == ["data.path=FILE", "init.hf=DIR", "launcher=NAME"]
+
+    done = subprocess.run(
+        [sys.executable, str(ROOT / words[1]), "--cfg", "job", *words[2:-1]],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    config = typed(OmegaConf.create(done.stdout))
+    first = written["plans"][0]
+
+    assert config.model.name == "llama31_8b"
+    assert (config.trainer.devices, config.trainer.num_nodes) == (8, 8)
+    assert config.trainer.micro_batch_size == first["micro_batch_size"]
+    assert str(config.objective.detection_recompute) == first["detection_recompute"]
+    assert config.data_parallel == first["parallel"].pop("data")
+    for key, value in first["parallel"].items():
+        assert getattr(config.parallel, key) == value
+    validate_values(config)
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu", "gpus"),
+    [
+        *(("llama31_8b", path.stem, 8) for path in sorted((ROOT / "conf/cluster").glob("*.yaml"))),
+        ("llama32_1b", "a100", 4),
+        ("llama31_70b", "h200", 64),
+    ],
+)
+def test_every_plan_of_every_model_and_cluster_is_a_valid_run(model, gpu, gpus):
+    request, found = planned(f"model={model} cluster.gpu={gpu} cluster.gpus={gpus} data.seq_length=32768")
+
+    assert request.config.cluster.gpu == gpu
+    for each in found:
+        validate_layout(each.config)
+        assert not [key for key in command(each, request) if key.startswith(("cluster", "output"))]
+
+
+def test_what_is_set_holds():
+    request, found = planned(
+        "parallel.tensor=4 parallel.context_comm=a2a trainer.recompute=full objective.detection_recompute=full "
+        "trainer.micro_batch_size=1 data.seq_length=32768"
+    )
+
+    assert {each.config.parallel.tensor for each in found} == {4}
+    assert {str(each.config.parallel.context_comm) for each in found} == {"a2a"}
+    assert {each.config.trainer.recompute for each in found} == {each.detection for each in found} == {Recompute.full}
+    chosen = command(found[0], request)
+    assert len({each.partition("=")[0] for each in chosen}) == len(chosen)
+
+
+def test_packed_documents_are_exchanged_by_p2p_alone():
+    _, found = planned("data.pack=true data.seq_length=32768 parallel.context=4")
+
+    assert {str(each.config.parallel.context_comm) for each in found} == {"p2p"}
+    assert {each.config.trainer.micro_batch_size for each in found} == {1}
+
+
+def test_plain_training_has_no_detection(capsys):
+    assert plan("objective=ce", "data.seq_length=8192") == 0
+
+    out = capsys.readouterr().out
+    assert "objective ce" in out
+    assert "detection_recompute" not in out
+    assert "detection recomputes" not in out
+
+
+def test_another_experiment_and_cluster_by_their_groups():
+    request, _ = planned("experiment=demo model=llama32_1b trainer.precision=bf16 cluster=h200 cluster.gpus_per_node=4")
+
+    assert request.overrides == ["experiment=demo", "model=llama32_1b", "trainer.precision=bf16"]
+    assert (request.config.cluster.gpu, request.config.data.seq_length) == ("h200", 1024)
+
+
+def test_where_nothing_fits_a_line_says_what_is_too_large_and_what_would_fit(capsys):
+    asked = ["data.seq_length=32768", "cluster.gpus=1", "cluster.gpu=h200"]
+    with pytest.raises(SystemExit) as exit:
+        plan(*asked)
+    line = capsys.readouterr().err
+
+    assert exit.value.code == 2
+    assert line.startswith("error: nothing fits 1 h200 of 139.8 GiB: the smallest, one GPU for each model with ")
+    assert "GiB, 89.7 of it optimizer; what fits, each alone: optim.offload=0.5, cluster.gpus=2" in line
+    assert line.count("\n") == 1
+
+    assert plan(*asked, "optim.offload=0.5") == plan(*asked, "cluster.gpus=2") == 0
+
+
+def test_where_nothing_fits_without_recomputation_it_says_so(capsys):
+    with pytest.raises(SystemExit):
+        plan("data.seq_length=131072", "trainer.recompute=none")
+
+    assert (
+        "of it activations; what fits, each alone: trainer.recompute=full, cluster.gpus=16" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("cluster.gpu=v100", "cluster=v100 does not exist: choose cluster=a100|b200|h100|h200"),
+        ("cluster.gpuz=3", "unknown key cluster.gpuz: did you mean cluster.gpu?"),
+        ("cluster.gpus=0", "cluster.gpus=0: set it to a number above 0"),
+        ("cluster.gpus=12", "cluster.gpus=12 must be a multiple of cluster.gpus_per_node=8, or below it"),
+        ("trainer.devices=8", "trainer.devices=8: a plan says that; set cluster.gpus"),
+        ("data.seq_length=300000", "data.seq_length=300000 is longer than model.max_positions=131072"),
+        ("parallel.tensor=3", "no layout of 8 GPUs has parallel.tensor=3"),
+        ("parallel.tensor=8 model.num_query_groups=4", "parallel.tensor=8 must divide model.num_query_groups=4"),
+        ("optim.beta1=2", "optim.beta1=2.0: set it below 1"),
+        ("output=nowhere/plan.json", "output=nowhere/plan.json cannot be written: set output=FILE"),
+        ("output=.", "output=. cannot be written"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys, arguments, expected):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit:
+        plan(*arguments.split())
+    captured = capsys.readouterr()
+
+    assert (exit.value.code, captured.out) == (2, "")
+    assert captured.err.startswith(f"error: {expected}")
+    assert captured.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+# Beside what was measured
+
+
+def run_of(length: int, vocabulary: int, batch: int = 1, gpus: int = 1, tensor: int = 1) -> Config:
+    """What benchmarks/starts.py and benchmarks/layouts.py train: 4 layers of Llama-3.1-8B's width."""
+    model = Model(
+        num_layers=4,
+        hidden_size=4096,
+        ffn_hidden_size=14336,
+        num_attention_heads=32,
+        num_query_groups=8,
+        vocab_size=vocabulary,
+    )
+    return Config(
+        model=model,
+        data=Data(seq_length=length),
+        parallel=Parallel(tensor=tensor),
+        trainer=Trainer(global_batch_size=batch, devices=gpus),
+    )
+
+
+def results(name: str) -> dict:
+    return json.loads((RESULTS / name).read_text())
+
+
+def layouts(name: str, length: int) -> float:
+    rows = results("layouts_partial_h200_2026-11-22.json")["rows"]
+    return next(row["metrics"]["peak_memory_gib"] for row in rows if (row["name"], row["seq_length"]) == (name, length))
+
+
+def first_start() -> float:
+    return results("starts_h200_2026-11-21.json")["runs"][0]["peak_memory_gib"][0]
+
+
+def steps_at_32k(key: str) -> list[float]:
+    return results("train_32k_h200_2026-11-21.json")["runs"][0][key]
+
+
+def static(memory: Memory) -> float:
+    return memory.parameters + memory.gradients + memory.optimizer
+
+
+@pytest.mark.parametrize(
+    ("config", "measured"),
+    [
+        (run_of(8192, 128256), first_start()),
+        (run_of(8192, 32768, batch=2), layouts("one GPU", 8192)),
+        (run_of(8192, 32768, batch=2, gpus=2, tensor=2), layouts("TP2", 8192)),
+    ],
+)
+def test_what_stays_is_what_the_first_step_of_a_short_row_ended_with(config, measured):
+    """Adam's moments come after the first backward, whose activations took less."""
+    memory = training_peak(config)
+
+    assert static(memory) / GIB == pytest.approx(measured, rel=0.02)
+    assert static(memory) - memory.optimizer * 8 / 12 + memory.activations < static(memory)
+
+
+def test_adams_moments_are_what_the_second_step_had_more():
+    first, second, *_ = steps_at_32k("peak_memory_gib")
+    moments = training_peak(run_of(32768, 128256)).optimizer * 8 / 12
+
+    assert moments / GIB == pytest.approx(second - first, rel=0.01)
+
+
+def test_activations_are_what_two_vocabularies_had_in_common():
+    """These runs made the logits of all rows at once, so many bytes for each: what is left is not the head's."""
+    wide, narrow = steps_at_32k("peak_memory_gib")[0], layouts("one GPU", 32768)
+    memories = [training_peak(run_of(32768, vocabulary)) for vocabulary in (128256, 32768)]
+    before_adam = [(static(memory) - memory.optimizer * 8 / 12) / GIB for memory in memories]
+    logits = [32768 * vocabulary / GIB for vocabulary in (128256, 32768)]
+    rest = [wide - before_adam[0], narrow - before_adam[1]]
+    per_logit = (rest[0] - rest[1]) / (logits[0] - logits[1])
+
+    expected = rest[1] - per_logit * logits[1]
+    assert 4 < per_logit < 10
+    assert (memories[1].activations + memories[1].deltas) / GIB == pytest.approx(expected, rel=0.1)
+    frozen = detection_peak(run_of(32768, 32768), Recompute.none).activations  # which keeps 23 of 34 bytes
+    assert frozen / GIB != pytest.approx(expected, rel=0.1)
+
+
+def test_a_step_takes_about_as_long_as_was_measured():
+    cluster = Cluster(**OmegaConf.load(ROOT / "conf/cluster/h200.yaml"), gpus=1)
+    time = step_time(run_of(32768, 128256), cluster, Recompute.none)
+
+    for estimate, key in ((time.total, "step_time"), (time.detection, "detection_time")):
+        assert estimate == pytest.approx(sum(steps_at_32k(key)[1:]) / 3, rel=0.15)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_memory_is_within_a_tenth_of_a_measured_run(point):
+    """``overrides`` of the recipe on an H200, and the peak of torch's allocations in a step after the first."""
+    config = compose_planned(["+cluster=h200", *point["overrides"]])
+    policy, _ = detection_recompute(config, config.cluster.memory_bytes)
+
+    assert peak(config, policy).allocated / GIB == pytest.approx(point["peak_memory_gib"], rel=0.1)
