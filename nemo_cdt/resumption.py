@@ -20,6 +20,7 @@ MAY_CHANGE = {
     "trainer.recompute",
     "trainer.val_interval",
     "trainer.checkpoint_interval",
+    "trainer.profile",
 }
 """And all of the groups ``parallel``, ``launcher`` and ``export``. The rest decides what is learned."""
 

@@ -8,7 +8,7 @@ import math
 import os
 from pathlib import Path
 
-from nemo_cdt.config import Config, ContextComm, DataName, LauncherName, Model, Parallel, walk
+from nemo_cdt.config import PROFILED_STEP, Config, ContextComm, DataName, LauncherName, Model, Parallel, Trainer, walk
 from nemo_cdt.resumption import earlier_attempt, require_same_run
 
 MAY_BE_ZERO = {
@@ -35,6 +35,7 @@ def validate(config: Config) -> None:
     _check_model(config)
     _check_layout(config)
     _check_batch(config)
+    _check_profile(config.trainer)
     _check_lengths(config)
     _check_packing(config)
     _check_objective(config)
@@ -165,6 +166,14 @@ def _check_batch(config: Config) -> None:
         f"trainer.global_batch_size={trainer.global_batch_size} must be a multiple of trainer.micro_batch_size="
         f"{trainer.micro_batch_size} * {config.data_parallel} data-parallel ranks{interleaved}: "
         f"set trainer.global_batch_size={_nearest(trainer.global_batch_size, share)}",
+    )
+
+
+def _check_profile(trainer: Trainer) -> None:
+    _require(
+        not trainer.profile or trainer.max_steps >= PROFILED_STEP,
+        f"trainer.max_steps={trainer.max_steps} with trainer.profile=true, which traces the {PROFILED_STEP}th step: "
+        f"set trainer.max_steps={PROFILED_STEP} or more, or trainer.profile=false",
     )
 
 

@@ -65,6 +65,7 @@ REFUSED = {
     "trainer.devices=3 parallel.tensor=2": "set trainer.devices=4",
     "parallel.context=2": "set trainer.devices=2",
     # the batch
+    "trainer.profile=true trainer.max_steps=3": "set trainer.max_steps=4 or more, or trainer.profile=false",
     "trainer.global_batch_size=7 trainer.micro_batch_size=2": "set trainer.global_batch_size=8",
     "trainer.global_batch_size=1 trainer.devices=4": "set trainer.global_batch_size=4",
     "parallel.pipeline=2 parallel.virtual_pipeline=2 trainer.devices=2 trainer.global_batch_size=5": (

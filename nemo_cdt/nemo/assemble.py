@@ -32,6 +32,7 @@ from nemo_cdt.nemo.convert import convert
 from nemo_cdt.nemo.data import RowDataModule, load_rows
 from nemo_cdt.nemo.metrics import JsonLinesLogger
 from nemo_cdt.nemo.model import CDTLlamaModel, llama_config, padded
+from nemo_cdt.nemo.profile import Profile
 from nemo_cdt.nemo.progress import Progress
 from nemo_cdt.nemo.sample import SampleWriter
 from nemo_cdt.nemo.saving import Checkpoints, TrainingLoop
@@ -140,10 +141,14 @@ def _trainer(config: Config, on_gpu: bool, sample: SampleWriter) -> nl.Trainer:
         enable_model_summary=False,
         strategy=_strategy(config, on_gpu),
         plugins=SynchronizedPrecision("bf16-mixed" if settings.precision is Precision.bf16 else "32"),
-        callbacks=[*callbacks, Truncation(), Progress()],
+        callbacks=[*callbacks, Truncation(), Progress(), *_profile(config)],
     )
     trainer.fit_loop.epoch_loop = TrainingLoop(trainer, trainer.min_steps, trainer.max_steps)
     return trainer
+
+
+def _profile(config: Config) -> list[L.Callback]:
+    return [Profile(Path(config.output, "profile"))] if config.trainer.profile else []
 
 
 def _validation_micro_batches(config: Config) -> int:
