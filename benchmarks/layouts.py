@@ -1,275 +1,230 @@
-"""One CDT step under each layout of two GPUs beside one GPU: noise masks, thresholds and losses.
+"""One CDT step under each layout of two GPUs beside one GPU: noise masks, thresholds, losses.
 
 bf16 sums in another order on another layout, and so does one GPU with the attention kernels for packed rows (here of
-one document each) or with recomputation: the rows of one GPU show how far rounding alone goes. Weights are random and
-the same everywhere, widths those of Llama-3.1-8B.
+one document each): the rows of one GPU show how far rounding alone goes. Weights are random and the same everywhere,
+widths those of Llama-3.1-8B, vocabulary 16,384. With one GPU, only its own rows. Each number of GPUs is a process group
+of its own, started here:
 
-    python benchmarks/layouts.py make --out DIR                                    the weights, once
-    python benchmarks/layouts.py run --out DIR                                     on one GPU
-    torchrun --nproc-per-node 2 benchmarks/layouts.py run --out DIR                on two
-    python benchmarks/layouts.py table --out DIR > benchmarks/results/layouts.json
-
-Without a GPU the same goes through a tiny model in fp32 over gloo: to try the benchmark, not to report it.
+    torchrun --nproc-per-node 2 -m benchmarks.layouts FOLDER 8192,32768 [LAYOUT]
 """
 
 import argparse
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import runs
+from benchmarks.measured import ROOT, Row, attempted, on_gpu
+from nemo_cdt.config import Config
 
-from nemo_cdt import config as c
-
-WIDE = c.Model(
-    name="llama31_8b",
-    num_layers=4,
-    hidden_size=4096,
-    ffn_hidden_size=14336,
-    num_attention_heads=32,
-    num_query_groups=8,
-    vocab_size=16384,
-)
-TINY = c.Model(name="tiny", vocab_size=384)
+LENGTHS = [8192, 32768] if on_gpu() else [4096]
+PACKED = "data.pack=true"
 ONE_GPU = {
-    "one GPU": {},
-    "one GPU, again": {},
-    "one GPU, other attention kernels": {"pack": True, "documents": 1},
-    "one GPU, full recompute": {"trainer": {"recompute": c.Recompute.full}},
-    "one GPU, packed": {"pack": True},
+    "one GPU": "",
+    "one GPU, packed": PACKED,
+    "one GPU, again": "",
+    "one GPU, other attention kernels": f"{PACKED} data.document_length=null",
+    "one GPU, full recompute": "trainer.recompute=full",
 }
-TWO_GPUS: dict[str, dict[str, Any]] = {
-    "TP2": {"parallel": c.Parallel(tensor=2)},
-    "TP2+SP": {"parallel": c.Parallel(tensor=2, sequence=True)},
-    "CP2 p2p": {"parallel": c.Parallel(context=2)},
-    "CP2 all_gather": {"parallel": c.Parallel(context=2, context_comm=c.ContextComm.all_gather)},
-    "CP2 a2a": {"parallel": c.Parallel(context=2, context_comm=c.ContextComm.a2a)},
-    "PP2": {"parallel": c.Parallel(pipeline=2)},
-    "PP2 interleaved": {"parallel": c.Parallel(pipeline=2, virtual_pipeline=2)},
-    "DP2": {},
-    "DP2 overlapped": {"parallel": c.Parallel(overlap_grad_reduce=True, overlap_param_gather=True)},
-    "CP2 packed": {"parallel": c.Parallel(context=2), "pack": True},
-    "TP2+SP packed": {"parallel": c.Parallel(tensor=2, sequence=True), "pack": True},
-    "PP2 packed": {"parallel": c.Parallel(pipeline=2), "pack": True},
+TWO_GPUS = {
+    "TP2": "parallel.tensor=2",
+    "TP2+SP": "parallel.tensor=2 parallel.sequence=true",
+    "CP2 p2p": "parallel.context=2",
+    "CP2 all_gather": "parallel.context=2 parallel.context_comm=all_gather",
+    "CP2 a2a": "parallel.context=2 parallel.context_comm=a2a",
+    "PP2": "parallel.pipeline=2",
+    "PP2 interleaved": "parallel.pipeline=2 parallel.virtual_pipeline=2",
+    "DP2": "",
+    "DP2 overlapped": "parallel.overlap_grad_reduce=true parallel.overlap_param_gather=true",
+    "CP2 packed": f"parallel.context=2 {PACKED}",
+    "TP2+SP packed": f"parallel.tensor=2 parallel.sequence=true {PACKED}",
+    "PP2 packed": f"parallel.pipeline=2 {PACKED}",
 }
-LONG: dict[str, dict[str, Any]] = {
-    "CP2 full recompute": {"parallel": c.Parallel(context=2), "trainer": {"recompute": c.Recompute.full}},
-    "TP2+SP full recompute": {
-        "parallel": c.Parallel(tensor=2, sequence=True),
-        "trainer": {"recompute": c.Recompute.full},
-    },
+LONG = {
+    "CP2 full recompute": "parallel.context=2 trainer.recompute=full",
+    "TP2+SP full recompute": "parallel.tensor=2 parallel.sequence=true trainer.recompute=full",
 }
-"""Instead of the others above 65,536 tokens; without a row of one GPU beside them."""
+"""On two GPUs above 65,536 tokens, where one GPU has no room to compare."""
 
 
-def on_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def devices() -> AbstractContextManager:
-    if on_gpu():
-        return nullcontext()
-    from nemo_cdt.cpu import cuda_on_cpu
-
-    return cuda_on_cpu()
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
+    lengths = arguments.lengths or LENGTHS
+    worlds = (1, 2) if not on_gpu() or torch.cuda.device_count() > 1 else (1,)
+    with runs.folder() as folder:
+        for world in worlds:
+            yield from _finished(folder, world, lengths, arguments)
 
 
-def make(out: Path) -> None:
-    """Random weights as a NeMo checkpoint."""
-    import torch
+def _finished(folder: Path, world: int, lengths: list[int], arguments: argparse.Namespace) -> Iterator[Row]:
+    """What ``world`` processes find, as they find it."""
+    due = [(name, length) for length in lengths for name in layouts(world, length, arguments.only)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world)]
+    worker = ["-m", "benchmarks.layouts", str(folder), ",".join(map(str, lengths)), *filter(None, [arguments.only])]
+    process = subprocess.Popen([*command, *worker], cwd=ROOT, start_new_session=True)
+    try:
+        while due and time.monotonic() < arguments.deadline:
+            ended = process.poll() is not None
+            for each in [each for each in due if all(_file(folder, *each, rank).exists() for rank in range(world))]:
+                yield compared(folder, *each)
+                due.remove(each)
+            if ended:
+                break
+            time.sleep(0.2)
+    finally:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0 if due else 30)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # torchrun and its ranks
+    yield from ({"name": name, "seq_length": length, "error": "did not finish"} for name, length in due)
 
+
+def layouts(world: int, seq_length: int, only: str | None) -> dict[str, str]:
+    """Those of ``world`` devices, by name: their overrides. ``only`` one, and what it is compared to."""
+    short, long = (ONE_GPU, {}) if world == 1 else (TWO_GPUS, LONG)
+    found = short if seq_length <= 65536 else long
+    return {name: overrides for name, overrides in found.items() if only in (None, name) or name == reference(only)}
+
+
+def reference(name: str) -> str:
+    return "one GPU, packed" if "packed" in name else "one GPU"
+
+
+def work(folder: Path, lengths: list[int], only: str | None) -> None:
+    """Every layout of as many ranks as there are, on one of them: writes what it finds into ``folder``."""
+    world, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    for length in lengths:
+        for name, overrides in layouts(world, length, only).items():
+            _fresh_store()
+            file = _file(folder, name, length, rank)
+            config = _configured(
+                folder, f"{file.stem}-run".replace(" ", "_").replace(",", ""), length, overrides, world
+            )
+            row = {"world": world} | attempted(_step, config, file.with_suffix(".npz"))
+            file.with_suffix(".partial").write_text(json.dumps(row))
+            file.with_suffix(".partial").replace(file)
+
+
+def _configured(folder: Path, run: str, seq_length: int, overrides: str, world: int) -> Config:
+    (folder / "init").mkdir(exist_ok=True)
+    packed = f"data.document_length={seq_length // 4 - 8}" if PACKED in overrides else ""
+    config = runs.configured(
+        runs.model(4, longest=seq_length),
+        "model.vocab_size=16384" if on_gpu() else "",
+        f"init.nemo={folder}/init model.tokenizer=byte output={folder}/{run} data.seq_length={seq_length} {packed}",
+        f"trainer.devices={world} trainer.max_steps=1 trainer.global_batch_size=2",
+        overrides,
+    )
+    if not any((folder / "init").iterdir()):
+        with runs.devices():
+            _random_weights(config)
+    return config
+
+
+def _random_weights(config: Config) -> None:
+    """Writes the checkpoint that every run starts from."""
     from nemo_cdt.nemo import distributed
     from nemo_cdt.nemo.llama_weights import megatron_shapes
 
-    device, dtype, model = ("cuda", torch.bfloat16, WIDE) if on_gpu() else ("cpu", torch.float32, TINY)
+    device, dtype = ("cuda", torch.bfloat16) if on_gpu() else ("cpu", torch.float32)
     torch.manual_seed(0)
     weights = {
         name: (torch.ones(shape) if len(shape) == 1 else torch.randn(shape, device=device).cpu() * 0.02).to(dtype)
-        for name, shape in megatron_shapes(model).items()
+        for name, shape in megatron_shapes(config.model).items()
     }
-    (out / "init").mkdir(parents=True)
-    distributed.write(out / "init", weights, model, tokenizer=out / "none")
+    distributed.write(Path(config.init.nemo or ""), weights, config.model, tokenizer=Path(config.output, "none"))
 
 
-def configured(seq_length: int, out: Path, output: str, world: int, options: dict[str, Any]) -> c.Config:
-    packed, documents = options.get("pack", False), options.get("documents", 4)
-    document_length = seq_length // documents - 8 if packed and documents > 1 else None
-    return c.Config(
-        output=output,
-        init=c.Init(nemo=str(out / "init")),
-        model=replace(WIDE if on_gpu() else TINY, tokenizer="byte"),
-        parallel=options.get("parallel", c.Parallel()),
-        objective=c.Objective(lr=1e-5, beta=5.0),
-        data=c.Data(seq_length=seq_length, pack=packed, document_length=document_length),
-        trainer=c.Trainer(
-            max_steps=1,
-            global_batch_size=2,
-            devices=world,
-            accelerator=c.Accelerator.gpu if on_gpu() else c.Accelerator.cpu,
-            precision=c.Precision.bf16 if on_gpu() else c.Precision.fp32,
-            **options.get("trainer", {}),
-        ),
-        optim=c.Optim(min_lr=1e-6),
-    )
-
-
-def step(config: c.Config) -> tuple[dict[str, float], list[dict[str, np.ndarray]]]:
-    """The metrics of one step, and what detection found in each micro-batch on this rank."""
-    from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-
-    from nemo_cdt.nemo import assemble
-    from nemo_cdt.nemo.callback import ContextDenoising
-
-    metrics: dict[str, float] = {}
+def _step(config: Config, arrays: Path) -> Row:
+    """The metrics of one step; what detection found in each micro-batch on this rank goes to ``arrays``."""
     found: list[dict[str, np.ndarray]] = []
 
-    class Seen(Callback):
-        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-            metrics.update({k: float(v) for k, v in trainer.callback_metrics.items()})
-
     def observe(detection: Any) -> None:
-        batch = detection.batch
-        keys = {k: detection.share(batch[k].t())[:, 0].cpu().numpy() for k in ("positions", "documents")}
-        found.append(
-            keys
-            | {
-                "score": detection.score_SB[:, 0].cpu().numpy(),
-                "noise": detection.noise_SB[:, 0].cpu().numpy(),
-                "threshold": detection.threshold_N.cpu().numpy(),
-            }
-        )
+        positions = {
+            key: detection.share(detection.batch[key].t())[:, 0].cpu().numpy() for key in ("positions", "documents")
+        }
+        scores = {"score": detection.score_SB[:, 0], "noise": detection.noise_SB[:, 0], "bar": detection.threshold_N}
+        found.append(positions | {key: value.cpu().numpy() for key, value in scores.items()})
 
-    trainer, model, data = assemble.build(config, on_gpu())
-    trainer.callbacks = [x for x in trainer.callbacks if not isinstance(x, ModelCheckpoint)] + [Seen()]
-    next(x for x in trainer.callbacks if isinstance(x, ContextDenoising)).observer = observe
-    trainer.fit(model, data)
-    return metrics, found
+    def install(trainer: Any, model: Any) -> None:
+        from nemo_cdt.nemo.callback import ContextDenoising
+
+        next(x for x in trainer.callbacks if isinstance(x, ContextDenoising)).observer = observe
+
+    metrics = runs.fit(config, install)[0]
+    np.savez(arrays, **{f"{i}/{key}": value for i, each in enumerate(found) for key, value in each.items()})
+    return {"metrics": metrics, "data_parallel": config.data_parallel}
 
 
-def fresh_store() -> None:
-    """torchrun's own store remembers the last process group, in which a second one of this process would get lost."""
-    if "MASTER_PORT" in os.environ:
-        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
-        os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
-
-
-def run(out: Path, lengths: list[int], only: list[str]) -> None:
-    from nemo_cdt.nemo import assemble
-    from nemo_cdt.nemo.versions import versions
-
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    for seq_length in lengths:
-        for name, options in (LONG if seq_length > 65536 else ONE_GPU if world == 1 else TWO_GPUS).items():
-            if only and name not in only:
-                continue
-            output = out / "runs" / f"{name}-{seq_length}".replace(" ", "_")
-            output.mkdir(parents=True, exist_ok=True)
-            begin, result = time.time(), {"name": name, "seq_length": seq_length, "rank": rank, "world": world}
-            fresh_store()
-            try:
-                metrics, found = step(configured(seq_length, out, str(output), world, options))
-                arrays = {f"{i}/{k}": v for i, d in enumerate(found) for k, v in d.items()}
-                np.savez(out / f"{name}-{seq_length}-{rank}.npz", **arrays)
-                result |= {"metrics": metrics}
-            except Exception as error:
-                result |= {"error": str(error).strip().splitlines()[-1]}
-            finally:
-                assemble.tear_down()
-            result |= {"seconds": time.time() - begin, "versions": versions(), "date": time.strftime("%Y-%m-%d")}
-            (out / f"{name}-{seq_length}-{rank}.json").write_text(json.dumps(result))
-            if rank == 0:
-                print(json.dumps(result), flush=True)
+def compared(folder: Path, name: str, seq_length: int) -> Row:
+    """One layout beside one GPU, where that found something."""
+    row = {"name": name, "seq_length": seq_length} | _read(folder, name, seq_length)
+    theirs = _read(folder, reference(name), seq_length)
+    if "error" in row or "metrics" not in theirs:
+        return row
+    ours, expected = (_tokens(folder, r, each) for r, each in ((row, name), (theirs, reference(name))))
+    scores = [abs(ours[k][0] - score) / score for k, (score, _, _) in expected.items() if score > 0]
+    bars = [abs(ours[k][2] - bar) / bar for k, (_, _, bar) in expected.items()]
+    names = ("detection_loss", "reduced_train_loss", "grad_norm", "noise_fraction")
+    return row | {
+        "tokens": len(expected),
+        "same_tokens": ours.keys() == expected.keys(),
+        "mask_agreement": float(np.mean([ours[k][1] == noise for k, (_, noise, _) in expected.items()])),
+        "score_median_difference": float(np.median(scores)),
+        "threshold_difference": float(max(bars)),
+        **{f"{n}_difference": abs(row["metrics"][n] / theirs["metrics"][n] - 1) for n in names},
+    }
 
 
 Token = tuple[int, int, int]
 """Row of the batch, document in it, position in that: where a row has it depends on the layout's alignment."""
 
 
-def read(out: Path, name: str, seq_length: int, data_parallel: int) -> dict[Token, tuple[float, bool, float]]:
+def _tokens(folder: Path, row: Row, name: str) -> dict[Token, tuple[float, bool, float]]:
     """Score, noise and threshold of every token, of all ranks together."""
     tokens: dict[Token, tuple[float, bool, float]] = {}
-    for file in sorted(out.glob(f"{name}-{seq_length}-*.npz")):
-        rank, saved = int(file.stem.rsplit("-", 1)[1]), np.load(file)
-        for index in sorted({key.split("/")[0] for key in saved}):
-            part = {key.split("/")[1]: saved[key] for key in saved if key.split("/")[0] == index}
-            row = int(index) * data_parallel + (rank if data_parallel > 1 else 0)
-            for position, document, score, noise in zip(
-                part["positions"], part["documents"], part["score"], part["noise"], strict=True
-            ):
+    for rank in range(row["world"]):
+        saved = np.load(_file(folder, name, row["seq_length"], rank).with_suffix(".npz"))
+        for index in {int(key.split("/")[0]) for key in saved}:
+            part = {key: saved[f"{index}/{key}"] for key in ("positions", "documents", "score", "noise", "bar")}
+            place = index * row["data_parallel"] + (rank if row["data_parallel"] > 1 else 0)
+            columns = (part[key] for key in ("positions", "documents", "score", "noise"))
+            for position, document, score, noise in zip(*columns, strict=True):
                 if document >= 0:
-                    found = (float(score), bool(noise), float(part["threshold"][document]))
-                    tokens[row, int(document), int(position)] = found
+                    found = (float(score), bool(noise), float(part["bar"][document]))
+                    tokens[place, int(document), int(position)] = found
     starts: dict[tuple[int, int], int] = {}
-    for row, document, position in tokens:
-        starts[row, document] = min(position, starts.get((row, document), position))
-    return {(r, d, position - starts[r, d]): found for (r, d, position), found in tokens.items()}
+    for place, document, position in tokens:
+        starts[place, document] = min(position, starts.get((place, document), position))
+    return {(p, d, position - starts[p, d]): found for (p, d, position), found in tokens.items()}
 
 
-def table(out: Path) -> None:
-    rows = []
-    for file in sorted(out.glob("*-0.json"), key=lambda f: f.stat().st_mtime):
-        result = json.loads(file.read_text())
-        name, seq_length, packed = result["name"], result["seq_length"], "packed" in result["name"]
-        row = {k: result[k] for k in ("name", "seq_length", "world", "date", "versions")}
-        if "error" in result:
-            rows.append(row | {"error": result["error"]})
-            continue
-        reference = "one GPU, packed" if packed else "one GPU"
-        if not (out / f"{reference}-{seq_length}-0.json").exists():
-            rows.append(row | {"metrics": result["metrics"]})
-            continue
-        theirs = read(out, reference, seq_length, 1)
-        ours = read(out, name, seq_length, 2 if name.startswith("DP2") else 1)
-        expected = json.loads((out / f"{reference}-{seq_length}-0.json").read_text())["metrics"]
-        metrics = result["metrics"]
-        thresholds = [(ours[k][2], theirs[k][2]) for k in ours]
-        scores = [abs(ours[k][0] - theirs[k][0]) / theirs[k][0] for k in ours if theirs[k][0] > 0]
-        rows.append(
-            row
-            | {
-                "against": reference,
-                "tokens": len(ours),
-                "same_tokens": ours.keys() == theirs.keys(),
-                "mask_agreement": float(np.mean([ours[k][1] == theirs[k][1] for k in ours])),
-                "score_median_relative_difference": float(np.median(scores)),
-                "threshold_relative_difference": float(max(abs(a - b) / b for a, b in thresholds)),
-                **{
-                    f"{key}_relative_difference": abs(metrics[key] - expected[key]) / expected[key]
-                    for key in ("detection_loss", "reduced_train_loss", "grad_norm", "noise_fraction")
-                },
-                "noise_fraction": metrics["noise_fraction"],
-                "peak_memory_gib": metrics.get("peak_memory_gib"),
-            }
-        )
-    print(json.dumps(rows, indent=1))
+def _read(folder: Path, name: str, seq_length: int) -> Row:
+    file = _file(folder, name, seq_length, rank=0)
+    return {"seq_length": seq_length} | (json.loads(file.read_text()) if file.exists() else {})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("verb", choices=["make", "run", "table"])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--lengths", default="8192,32768")
-    parser.add_argument("--only", nargs="*", default=[])
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    if arguments.verb == "table":
-        table(arguments.out)
-        return
-    with devices():
-        if arguments.verb == "make":
-            make(arguments.out)
-        else:
-            run(arguments.out, [int(n) for n in arguments.lengths.split(",")], arguments.only)
+def _file(folder: Path, name: str, seq_length: int, rank: int) -> Path:
+    return folder / f"{name}-{seq_length}-{rank}.json"
+
+
+def _fresh_store() -> None:
+    """torchrun's own store remembers the last process group, in which a second one of this process would get lost."""
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+    os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
 
 
 if __name__ == "__main__":
-    main()
+    from nemo_cdt.nemo import console
+
+    console.set_up()
+    work(Path(sys.argv[1]), [int(n) for n in sys.argv[2].split(",")], sys.argv[3] if len(sys.argv) > 3 else None)

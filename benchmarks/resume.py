@@ -1,8 +1,6 @@
 """Kills a run of the recipe after its first checkpoint, resumes it, and sets the losses beside an uninterrupted run's.
 
-On a GPU the widths are those of Llama-3.1-8B, bf16, 2 layers; elsewhere the tiny model, fp32.
-
-    python benchmarks/resume.py --out benchmarks/results/resume.json
+On a GPU the widths are those of Llama-3.1-8B, bf16, 1 layer; elsewhere the tiny model, fp32.
 """
 
 import argparse
@@ -10,26 +8,43 @@ import json
 import signal
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from benchmarks import runs
+from benchmarks.measured import ROOT, Row, on_gpu
 
 STEPS, INTERVAL = 6, 3
-COMMON = (
-    f"trainer.max_steps={STEPS} trainer.checkpoint_interval={INTERVAL} trainer.global_batch_size=2 "
-    "trainer.val_interval=0 optim.warmup_steps=0 compare_to=null report=false export.hf=null"
-)
-ON_GPU = "model=llama31_8b model.num_layers=2 model.vocab_size=16384 data.seq_length=8192 trainer.precision=bf16"
+LENGTH = 8192 if on_gpu() else 1024
 
 
-def recipe(output: Path, *more: str) -> list[str]:
-    import torch
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
+    with runs.folder() as folder:
+        whole, cut = folder / "whole", folder / "cut"
+        subprocess.run(recipe(whole), check=True)
+        at = killed(cut)
+        subprocess.run([*recipe(cut), "resume=true"], check=True)
+        expected, resumed = losses(whole), losses(cut)
+    yield {
+        "killed_after_step": at,
+        "uninterrupted": expected,
+        "resumed": resumed,
+        "largest_relative_difference": max(abs(resumed[step] / loss - 1) for step, loss in expected.items()),
+    }
 
-    model = ON_GPU if torch.cuda.is_available() else ""
-    return [sys.executable, str(ROOT / "recipes/cdt_llama31.py"), *f"{COMMON} {model} output={output}".split(), *more]
+
+def overrides(output: Path) -> list[str]:
+    vocabulary = "model.vocab_size=16384" if on_gpu() else ""
+    settings = (
+        f"output={output} data.seq_length={LENGTH} trainer.global_batch_size=2 "
+        f"trainer.max_steps={STEPS} trainer.checkpoint_interval={INTERVAL}"
+    )
+    return runs.words(runs.model(1), vocabulary, settings)
+
+
+def recipe(output: Path) -> list[str]:
+    return [sys.executable, str(ROOT / "recipes/cdt_llama31.py"), *overrides(output)]
 
 
 def killed(output: Path) -> int:
@@ -47,35 +62,3 @@ def killed(output: Path) -> int:
 def losses(output: Path) -> dict[int, float]:
     rows = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    from nemo_cdt.nemo.versions import versions
-
-    with tempfile.TemporaryDirectory() as folder:
-        whole, cut = Path(folder, "whole"), Path(folder, "cut")
-        subprocess.run(recipe(whole), check=True)
-        at = killed(cut)
-        subprocess.run(recipe(cut, "resume=true"), check=True)
-        result = {
-            "command": " ".join(sys.argv),
-            "date": time.strftime("%Y-%m-%d"),
-            "versions": versions(),
-            "recipe": recipe(cut)[1:],
-            "killed_after_step": at,
-            "uninterrupted": losses(whole),
-            "resumed": losses(cut),
-        }
-    result["largest_relative_difference"] = max(
-        abs(result["resumed"][step] - loss) / loss for step, loss in result["uninterrupted"].items()
-    )
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1))
-    print(json.dumps(result, indent=1))
-
-
-if __name__ == "__main__":
-    main()

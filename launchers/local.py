@@ -142,6 +142,7 @@ CONTENTS = {
     "checkpoints": "NeMo's distributed checkpoints",
     "metrics.jsonl": "the figures of every step",
     "tensorboard": "the same, for TensorBoard",
+    "profile": "where the time of one step went: traces for ui.perfetto.dev, tables",
     "sample.json": "what detection made of one document",
     "baseline": "the run that this one is compared to",
     "config.yaml": "the whole configuration",

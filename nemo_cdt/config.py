@@ -13,6 +13,9 @@ from typing import Any, Optional, cast
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+PROFILED_STEP = 4
+"""By then memory is allocated and kernels are chosen."""
+
 # Hydra reads `Optional[int]` but not `int | None` in a structured config, hence the older spelling here.
 
 
@@ -180,6 +183,7 @@ class Trainer:
     seed: int = 42
     val_interval: int = 0  # steps between validations; 0: never
     checkpoint_interval: int = 0  # steps between checkpoints; 0: only at the end
+    profile: bool = False  # trace the PROFILED_STEP-th step, in OUTPUT/profile
 
     @property
     def world_size(self) -> int:

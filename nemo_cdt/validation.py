@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from nemo_cdt.config import (
+    PROFILED_STEP,
     Config,
     ContextComm,
     DataName,
@@ -18,6 +19,7 @@ from nemo_cdt.config import (
     Parallel,
     Precision,
     Recompute,
+    Trainer,
     walk,
 )
 from nemo_cdt.resumption import earlier_attempt, require_same_run
@@ -63,6 +65,7 @@ def validate_layout(config: Config) -> None:
     """Raise ValueError where model and batch cannot be split as ``config`` says; part of :func:`validate`."""
     _check_layout(config)
     _check_batch(config)
+    _check_profile(config.trainer)
     _check_lengths(config)
     _check_packing(config)
     _check_memory(config)
@@ -171,6 +174,12 @@ def _check_packing(config: Config) -> None:
         f"trainer.micro_batch_size={trainer.micro_batch_size} with data.pack=true: set trainer.micro_batch_size=1, "
         "a packed row holds several documents already",
     )
+    comm = config.parallel.context_comm
+    _require(
+        not data.pack or comm is not ContextComm.all_gather,
+        f"parallel.context_comm={comm} with data.pack=true: Transformer Engine takes no packed rows there, "
+        "set parallel.context_comm=p2p or a2a",
+    )
     _require(
         data.document_length is None or data.document_length <= data.seq_length,
         f"data.document_length={data.document_length} is longer than data.seq_length={data.seq_length}: "
@@ -223,6 +232,14 @@ def _check_batch(config: Config) -> None:
         f"trainer.global_batch_size={trainer.global_batch_size} must be a multiple of trainer.micro_batch_size="
         f"{trainer.micro_batch_size} * {config.data_parallel} data-parallel ranks{interleaved}: "
         f"set trainer.global_batch_size={_nearest(trainer.global_batch_size, share)}",
+    )
+
+
+def _check_profile(trainer: Trainer) -> None:
+    _require(
+        not trainer.profile or trainer.max_steps >= PROFILED_STEP,
+        f"trainer.max_steps={trainer.max_steps} with trainer.profile=true, which traces the {PROFILED_STEP}th step: "
+        f"set trainer.max_steps={PROFILED_STEP} or more, or trainer.profile=false",
     )
 
 

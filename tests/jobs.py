@@ -1,6 +1,7 @@
 """What test processes run: a whole training run, with what the tests want to see of it. Returns numpy only."""
 
 import functools
+import importlib
 import os
 from pathlib import Path
 from typing import Any
@@ -124,3 +125,14 @@ def train_and_read(config: Config, mutate: str | None = None) -> dict[str, Any]:
         dcp.load(tensors, storage_reader=reader, no_dist=True)
         result["state"] = {k: v.numpy() for k, v in tensors.items()}
     return result
+
+
+def benchmark(name: str, arguments: Any) -> list[dict[str, Any]]:
+    """Every row of a benchmark."""
+    return list(importlib.import_module(f"benchmarks.{name}").rows(arguments))
+
+
+def layouts(folder: Path, length: int, only: str) -> None:
+    from benchmarks.layouts import work
+
+    work(folder, [length], only)

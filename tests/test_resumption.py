@@ -18,7 +18,11 @@ def earlier(output: Path, **values: object) -> Config:
 
 def test_a_run_resumes_under_another_layout_and_for_more_steps(tmp_path):
     config = earlier(tmp_path / "run")
-    validate(replace(config, parallel=Parallel(tensor=2), trainer=Trainer(devices=2, max_steps=200, val_interval=7)))
+    validate(
+        replace(
+            config, parallel=Parallel(tensor=2), trainer=Trainer(devices=2, max_steps=200, val_interval=7, profile=True)
+        )
+    )
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ REFUSED = {
     # the model
     "model.hidden_size=130": "set model.hidden_size=128",
     "model.num_query_groups=3": "set model.num_query_groups to 1, 2, 4",
+    "data.pack=true parallel.context=2 trainer.devices=2 parallel.context_comm=all_gather": "set parallel.context_comm",
     # memory
     "trainer.offload_activations=4": "set trainer.offload_activations=3 or less",
     "trainer.offload_activations=2 trainer.recompute=full": "set trainer.offload_activations=0",
@@ -72,6 +73,7 @@ REFUSED = {
     "trainer.devices=3 parallel.tensor=2": "set trainer.devices=4",
     "parallel.context=2": "set trainer.devices=2",
     # the batch
+    "trainer.profile=true trainer.max_steps=3": "set trainer.max_steps=4 or more, or trainer.profile=false",
     "trainer.global_batch_size=7 trainer.micro_batch_size=2": "set trainer.global_batch_size=8",
     "trainer.global_batch_size=1 trainer.devices=4": "set trainer.global_batch_size=4",
     "parallel.pipeline=2 parallel.virtual_pipeline=2 trainer.devices=2 trainer.global_batch_size=5": (

@@ -98,9 +98,9 @@ def attended(config: Config) -> int:
     return data.document_length or data.seq_length if data.pack else data.seq_length
 
 
-def useful(model: Model, seq_length: int, *, frozen: bool = False) -> float:
+def useful(model: Model, seq_length: int, *, frozen: bool = False, labelled: float = 1.0) -> float:
     """FLOPs of one token that an MFU counts: nothing twice, and attention's backward as two forwards."""
-    once = work(model, seq_length, frozen=frozen)
+    once = work(model, seq_length, frozen=frozen, labelled=labelled)
     return once.total - (FLASH_BACKWARD - 2) * once.attention_forward
 
 

@@ -9,12 +9,16 @@ import torch
 from megatron.core import parallel_state
 from torch import Tensor
 from torch.distributed import ProcessGroup
+from torch.profiler import record_function
 
 from nemo_cdt import denoise
 from nemo_cdt.config import ThresholdScope
 from nemo_cdt.megatron.microbatch import MicroBatch
 
 Moment = float | torch.cuda.Event
+
+DETECTION, DENOISING = "detection", "denoising"
+"""How traces of torch's profiler mark them."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -91,6 +95,7 @@ class Detector:
         self._sums: Tensor | None = None
         self._spans: list[tuple[Moment, Moment]] = []
 
+    @record_function(DENOISING)
     @torch.no_grad()
     def delta(self, leaf_SBH: Tensor, batch: MicroBatch) -> Tensor:
         """E' - E in the embedding's dtype, from the gradient that detection left on the embedding's output.
@@ -149,11 +154,12 @@ class Detector:
     @contextmanager
     def timed(self) -> Iterator[None]:
         """Adds the time inside to the step's detection time, without waiting for the device."""
-        start = _now()
+        start = now()
         try:
-            yield
+            with record_function(DETECTION):
+                yield
         finally:
-            self._spans.append((start, _now()))
+            self._spans.append((start, now()))
 
     def take_sums(self) -> tuple[dict[str, float], float]:
         """The step's sums over all ranks, by name, and this rank's detection time in seconds; then starts afresh.
@@ -166,7 +172,7 @@ class Detector:
             sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=torch.cuda.current_device())
         torch.distributed.all_reduce(sums)
         named = dict(zip(self.NAMES, sums.tolist(), strict=True))
-        seconds = sum(_seconds(start, end) for start, end in self._spans)
+        seconds = sum(elapsed(start, end) for start, end in self._spans)
         self._sums, self._spans = None, []
         return named, seconds
 
@@ -174,7 +180,8 @@ class Detector:
         self._sums = sums if self._sums is None else self._sums + sums
 
 
-def _now() -> Moment:
+def now() -> Moment:
+    """On the device, where there is one: when it has done what it was given so far."""
     if not torch.cuda.is_available():
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -182,7 +189,8 @@ def _now() -> Moment:
     return event
 
 
-def _seconds(start: Moment, end: Moment) -> float:
+def elapsed(start: Moment, end: Moment) -> float:
+    """Seconds; waits for ``end``."""
     if isinstance(start, float):
         assert isinstance(end, float)
         return end - start

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+import psutil
 import torch
 from filelock import FileLock
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -24,6 +25,7 @@ from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptim
 from nemo.utils import logging
 
 from nemo_cdt.config import Config, DetectionRecompute, ObjectiveName, Optim, Precision, Recompute, Schedule
+from nemo_cdt.cost.memory import detection_recompute
 from nemo_cdt.data.tokenizer import load_tokenizer
 from nemo_cdt.folders import new_folder
 from nemo_cdt.nemo.callback import ContextDenoising, StepMetrics, Truncation
@@ -33,6 +35,7 @@ from nemo_cdt.nemo.convert import convert
 from nemo_cdt.nemo.data import RowDataModule, load_rows
 from nemo_cdt.nemo.metrics import JsonLinesLogger
 from nemo_cdt.nemo.model import CDTLlamaModel, llama_config, padded
+from nemo_cdt.nemo.profile import Profile
 from nemo_cdt.nemo.progress import Progress
 from nemo_cdt.nemo.sample import SampleWriter
 from nemo_cdt.nemo.saving import Checkpoints, TrainingLoop
@@ -126,7 +129,7 @@ def _trainer(config: Config, on_gpu: bool, sample: SampleWriter) -> nl.Trainer:
     settings, validates = config.trainer, config.trainer.val_interval > 0
     callbacks: list[L.Callback] = [StepMetrics(settings.global_batch_size * config.data.seq_length)]
     if config.objective.name is ObjectiveName.cdt:
-        callbacks = [ContextDenoising(config.objective, sample.observe, _detection(config)), sample, *callbacks]
+        callbacks = [ContextDenoising(config.objective, sample.observe, _detection(config, on_gpu)), sample, *callbacks]
     trainer = nl.Trainer(
         accelerator="gpu" if on_gpu else "cpu",
         devices=settings.devices,
@@ -144,16 +147,26 @@ def _trainer(config: Config, on_gpu: bool, sample: SampleWriter) -> nl.Trainer:
             "bf16-mixed" if settings.precision is Precision.bf16 else "32",
             grad_reduce_in_fp32=settings.grad_dtype is Precision.fp32,
         ),
-        callbacks=[*callbacks, Truncation(), Progress()],
+        callbacks=[*callbacks, Truncation(), Progress(), *_profile(config)],
     )
     trainer.fit_loop.epoch_loop = TrainingLoop(trainer, trainer.min_steps, trainer.max_steps)
     return trainer
 
 
-def _detection(config: Config) -> Recompute | None:
-    """What detection's backward computes again, where that is not what training's does."""
-    policy = config.objective.detection_recompute
-    return None if policy is DetectionRecompute.auto else Recompute(policy)
+def _detection(config: Config, on_gpu: bool) -> Recompute:
+    """What detection's backward computes again. Says so where ``auto`` had a choice."""
+    device = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory if on_gpu else None
+    chosen, why = detection_recompute(config, device or psutil.virtual_memory().total / config.trainer.devices)
+    if (
+        config.objective.detection_recompute is DetectionRecompute.auto
+        and config.trainer.recompute is not Recompute.none
+    ):
+        log.info(why)
+    return chosen
+
+
+def _profile(config: Config) -> list[L.Callback]:
+    return [Profile(Path(config.output, "profile"))] if config.trainer.profile else []
 
 
 def _validation_micro_batches(config: Config) -> int:

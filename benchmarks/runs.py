@@ -1,0 +1,104 @@
+"""Runs of the recipe, composed from ``conf/`` as its command line does, trained in this process and not saved."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.measured import ROOT, Row, on_gpu, shape
+from nemo_cdt.config import Config, typed
+from nemo_cdt.validation import validate
+
+DEVICE = (
+    "trainer.precision=bf16 trainer.accelerator=gpu" if on_gpu() else "trainer.precision=fp32 trainer.accelerator=cpu"
+)
+COMMON = """
+    name=benchmark compare_to=null report=false export.hf=null optim=constant optim.lr=1e-5 optim.min_lr=1e-6
+    optim.warmup_steps=0 trainer.global_batch_size=1 trainer.val_interval=0 trainer.checkpoint_interval=0
+"""
+FEW = 16
+"""Labels of a row where few tokens are labelled: an answer."""
+
+
+def devices() -> AbstractContextManager:
+    if on_gpu():
+        return nullcontext()
+    from nemo_cdt.cpu import cuda_on_cpu
+
+    return cuda_on_cpu()
+
+
+def words(*overrides: str) -> list[str]:
+    """``overrides``, of which one string may hold several, over those of every benchmark."""
+    return " ".join([COMMON, DEVICE, *overrides]).split()
+
+
+def configured(*overrides: str) -> Config:
+    """The run that ``recipes/cdt_llama31.py`` makes of these :func:`words`, validated."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name="schema", node=Config)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = typed(compose("config", overrides=words(*overrides)))
+    validate(config)
+    return config
+
+
+def model(num_layers: int | None, longest: int = 0) -> str:
+    """The model that is measured, as overrides, with positions up to ``longest``."""
+    m = shape(num_layers)
+    return (
+        f"model={m.name} model.num_layers={m.num_layers} model.vocab_size={m.vocab_size} "
+        f"model.max_positions={max(longest, 131072)}"
+    )
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """Where a run leaves its files, for as long as it lasts."""
+    with tempfile.TemporaryDirectory(prefix="benchmark-", ignore_cleanup_errors=True) as path:
+        yield Path(path)
+
+
+def write_rows(path: Path, *, seq_length: int, labels: str) -> str:
+    """Two documents of random tokens, a row each, as overrides of ``data``. labels: ``all``, or ``few`` at the end."""
+    with path.open("w") as file:
+        for seed in range(2):
+            ids = np.random.default_rng(seed).integers(0, shape(None).vocab_size, seq_length + 1)
+            given = ids.copy()
+            if labels == "few":
+                given[:-FEW] = -100
+            file.write(json.dumps({"input_ids": ids.tolist(), "labels": given.tolist()}) + "\n")
+    return f"data=jsonl data.path={path} data.seq_length={seq_length}"
+
+
+def fit(config: Config, change: Callable[[Any, Any], None] = lambda trainer, model: None) -> list[Row]:
+    """Trains ``config``; of every step its ``seconds``, ``peak_memory_gib`` and logged metrics.
+
+    change: gets the trainer and the model before training starts. The process can train another run afterwards, even
+    where this one raised.
+    """
+    with devices():
+        from lightning.pytorch.callbacks import ModelCheckpoint
+
+        from benchmarks.callbacks import Steps
+        from nemo_cdt.nemo import assemble
+        from nemo_cdt.nemo.progress import Progress
+        from nemo_cdt.nemo.sample import SampleWriter
+
+        steps = Steps()
+        unwanted = (ModelCheckpoint, SampleWriter, Progress)
+        try:
+            Path(config.output).mkdir(parents=True, exist_ok=True)
+            trainer, model, data = assemble.build(config, on_gpu())
+            trainer.callbacks = [steps, *(x for x in trainer.callbacks if not isinstance(x, unwanted)), steps.after]
+            change(trainer, model)
+            trainer.fit(model, data)
+        finally:
+            assemble.tear_down()
+        return steps.rows
