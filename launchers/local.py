@@ -140,6 +140,7 @@ CONTENTS = {
     "report.html": "pictures and a token heat map, for any browser",
     "hf": "the trained model, for transformers.AutoModelForCausalLM",
     "checkpoints": "NeMo's distributed checkpoints",
+    "init": "the weights it started from, which checkpoints of LoRA refer to",
     "metrics.jsonl": "the figures of every step",
     "tensorboard": "the same, for TensorBoard",
     "profile": "where the time of one step went: traces for ui.perfetto.dev, tables",

@@ -93,6 +93,15 @@ class LauncherName(StrEnum):
     local = "local"
 
 
+class LoraTarget(StrEnum):
+    """The linear layers of Megatron's Llama, as NeMo's LoRA names them."""
+
+    linear_qkv = "linear_qkv"
+    linear_proj = "linear_proj"
+    linear_fc1 = "linear_fc1"
+    linear_fc2 = "linear_fc2"
+
+
 @dataclass(kw_only=True, slots=True)
 class RopeScaling:
     """Llama 3.1's RoPE scaling; the names are those of a Hugging Face ``config.json``."""
@@ -205,6 +214,16 @@ class Optim:
 
 
 @dataclass(kw_only=True, slots=True)
+class Lora:
+    """Low-rank adapters that train in place of the weights: W x + alpha / rank * B A x."""
+
+    rank: int = 0  # 0: no adapters, all weights train
+    alpha: int = 32
+    dropout: float = 0.0  # of an adapter's input, in detection as in training
+    targets: list[LoraTarget] = field(default_factory=lambda: list(LoraTarget))
+
+
+@dataclass(kw_only=True, slots=True)
 class Init:
     hf: Optional[str] = None
     nemo: Optional[str] = None
@@ -233,6 +252,7 @@ class Config:
     parallel: Parallel = field(default_factory=Parallel)
     trainer: Trainer = field(default_factory=Trainer)
     optim: Optim = field(default_factory=Optim)
+    lora: Lora = field(default_factory=Lora)
     launcher: Launcher = field(default_factory=Launcher)
     init: Init = field(default_factory=Init)
     export: Export = field(default_factory=Export)

@@ -1,6 +1,6 @@
 """A run in a few lines, from its configuration alone: said when it starts, and in its report."""
 
-from nemo_cdt.config import Config, ObjectiveName
+from nemo_cdt.config import Config, Lora, LoraTarget, Model, ObjectiveName
 
 NAMES = {ObjectiveName.cdt: "CDT", ObjectiveName.ce: "plain CE"}
 
@@ -14,6 +14,7 @@ def describe(config: Config) -> dict[str, str]:
     return {
         "Objective": NAMES[config.objective.name] + _strength(config),
         "Model": f"{_model(config)}; {_weights(config)}",
+        **({"LoRA": _lora(config.lora, config.model)} if config.lora.rank else {}),
         "Data": f"{data.name}{f', {data.path}' if data.path else ''}; {batch}",
         "Steps": f"{trainer.max_steps:,}; Adam, {lr}; seed {trainer.seed}",
         "Layout": _layout(config),
@@ -40,6 +41,25 @@ def _model(config: Config) -> str:
 
 def _weights(config: Config) -> str:
     return f"from {config.init.hf or config.init.nemo}" if config.init.hf or config.init.nemo else "random weights"
+
+
+def _lora(lora: Lora, model: Model) -> str:
+    dropout = f", dropout {lora.dropout:g}" if lora.dropout else ""
+    parameters = f"{trainable_parameters(lora, model):,} trainable parameters"
+    return f"rank {lora.rank}, alpha {lora.alpha}{dropout} on {', '.join(lora.targets)}: {parameters}"
+
+
+def trainable_parameters(lora: Lora, model: Model) -> int:
+    """Of all adapters: A [rank, in] and B [out, rank] for each target of each layer."""
+    hidden, ffn = model.hidden_size, model.ffn_hidden_size
+    key_value = hidden // model.num_attention_heads * model.num_query_groups
+    sizes = {
+        LoraTarget.linear_qkv: hidden + hidden + 2 * key_value,
+        LoraTarget.linear_proj: hidden + hidden,
+        LoraTarget.linear_fc1: hidden + 2 * ffn,
+        LoraTarget.linear_fc2: ffn + hidden,
+    }
+    return model.num_layers * lora.rank * sum(sizes[target] for target in lora.targets)
 
 
 def _layout(config: Config) -> str:

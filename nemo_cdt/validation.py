@@ -15,6 +15,8 @@ from nemo_cdt.config import (
     DataName,
     DetectionRecompute,
     LauncherName,
+    Lora,
+    LoraTarget,
     Model,
     Parallel,
     Precision,
@@ -29,6 +31,8 @@ MAY_BE_ZERO = {
     "data.validation_samples",
     "data.num_workers",
     "data.emojis",
+    "lora.rank",
+    "lora.dropout",
     "trainer.seed",
     "trainer.val_interval",
     "trainer.checkpoint_interval",
@@ -48,6 +52,7 @@ def validate(config: Config) -> None:
     """Raise ValueError for a run that cannot be. Call it once, before OUTPUT is made: OUTPUT must not hold a run."""
     validate_values(config)
     validate_layout(config)
+    _check_lora(config)
     _check_data(config)
     _check_sources(config)
     _check_output(config)
@@ -284,6 +289,36 @@ def _check_optim(config: Config) -> None:
         _require(beta < 1, f"optim.{name}={beta}: set it below 1")
 
 
+def _check_lora(config: Config) -> None:
+    lora, init, parallel = config.lora, config.init, config.parallel
+    if lora.rank == 0:
+        default = dict(walk(Lora()))
+        unused = [f"lora.{name}={value}" for name, value in walk(lora) if value != default[name]]
+        _require(not unused, f"{' '.join(unused)} has no effect with lora.rank=0: set lora.rank, or lora=none")
+        return
+    _require(
+        bool(init.hf or init.nemo),
+        f"lora.rank={lora.rank} adapts weights that are there, but init.hf=null and init.nemo=null: "
+        "set init.hf=DIR, or lora=none",
+    )
+    _require(
+        lora.rank % parallel.tensor == 0,
+        f"lora.rank={lora.rank} must be a multiple of parallel.tensor={parallel.tensor}: "
+        f"set lora.rank={_nearest(lora.rank, parallel.tensor)}",
+    )
+    _require(
+        parallel.virtual_pipeline is None,
+        f"parallel.virtual_pipeline={parallel.virtual_pipeline} with lora.rank={lora.rank}, of whose adapters NeMo "
+        "would save none: set parallel.virtual_pipeline=null",
+    )
+    _require(lora.dropout < 1, f"lora.dropout={lora.dropout}: set it below 1")
+    targets = [str(target) for target in lora.targets]
+    _require(
+        bool(targets) and len(targets) == len(set(targets)),
+        f"lora.targets=[{','.join(targets)}]: set it to some of {','.join(LoraTarget)}, each once",
+    )
+
+
 def _check_data(config: Config) -> None:
     data, interval = config.data, config.trainer.val_interval
     if data.name is DataName.multihop:
@@ -323,6 +358,11 @@ def _check_sources(config: Config) -> None:
             _require(Path(folder).is_dir(), f"{name}={folder} is no folder")
     if init.hf is not None:
         _check_hf_llama(Path(init.hf))
+    _require(
+        init.nemo is None or not Path(init.nemo, "weights/adapter_metadata.json").exists(),
+        f"init.nemo={init.nemo} holds adapters alone: `nemo-cdt convert {init.nemo} DIR` merges them into what they "
+        "adapt, then set init.hf=DIR",
+    )
     _require(
         init.nemo is None or config.model.tokenizer is not None,
         f"init.nemo={init.nemo} holds weights alone: set model.tokenizer to their tokenizer's folder, or to byte",

@@ -52,8 +52,8 @@ class Seen(L.Callback):
         self.metrics: list[dict[str, float]] = []
         self.weight_gradients: list[float] = []
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self.initial = _weights(pl_module)
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        self.initial = self.initial or _weights(pl_module)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
         self.metrics.append({k: float(v) for k, v in trainer.callback_metrics.items()})
@@ -63,7 +63,8 @@ class Seen(L.Callback):
         """Keeps one record a row: real positions, noise mask and delta, on this rank."""
         if len(self.weight_gradients) == trainer.global_step:  # the step's first micro-batch
             parameters = list(trainer.strategy.megatron_parallel.parameters())
-            self.weight_gradients.append(max((float(p.main_grad.abs().max()) for p in parameters), default=0.0))
+            trained = [p.main_grad for p in parameters if hasattr(p, "main_grad")]
+            self.weight_gradients.append(max((float(gradient.abs().max()) for gradient in trained), default=0.0))
             assert all(p.grad is None for p in parameters)
         from megatron.core import parallel_state
 

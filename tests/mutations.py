@@ -27,6 +27,24 @@ def freezing_forgotten() -> None:
     schedule.frozen = not_frozen
 
 
+def adapters_unseen_by_detection() -> None:
+    from nemo.collections.llm.peft.lora import LoRALinear
+
+    right = LoRALinear.forward
+
+    def forward(wrapped, x):
+        trains = wrapped.adapter.linear_in.weight.requires_grad
+        return right(wrapped, x) if trains else wrapped.base_linear_forward(x)[:2]
+
+    LoRALinear.forward = forward
+
+
+def no_gradient_wanted_below() -> None:
+    from nemo_cdt.nemo import lora
+
+    lora._wanting_a_gradient = lambda *_: None
+
+
 def divided_by_num_microbatches() -> None:
     from megatron.core.num_microbatches_calculator import get_num_microbatches
 

@@ -30,8 +30,9 @@ class ReferenceCDT:
     ):
         self.model, self.lr, self.beta, self.clip_grad, self.steps = model, lr, beta, clip_grad, 0
         self.normalization, self.rho = normalization, rho
-        decayed = [p for p in model.parameters() if p.dim() > 1]
-        kept = [p for p in model.parameters() if p.dim() == 1]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        decayed = [p for p in trained if p.dim() > 1]
+        kept = [p for p in trained if p.dim() == 1]
         self.adam = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}],
             lr=lr(0),
@@ -73,7 +74,7 @@ class ReferenceCDT:
         loss = total / count
         self.adam.zero_grad()
         loss.backward()
-        gradients = {name: p.grad.clone() for name, p in self.model.named_parameters()}
+        gradients = {name: p.grad.clone() for name, p in self.model.named_parameters() if p.requires_grad}
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
         for group in self.adam.param_groups:
             group["lr"] = lr

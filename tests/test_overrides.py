@@ -6,7 +6,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from nemo_cdt.config import Config, typed
+from nemo_cdt.config import Config, Lora, LoraTarget, typed
+from nemo_cdt.describe import describe
 from nemo_cdt.overrides import explain
 from nemo_cdt.validation import validate
 
@@ -22,6 +23,8 @@ OPTIONS = [
 def hydra(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "llama/config.json").write_text('{"model_type": "llama"}')
     ConfigStore.instance().store(name="schema", node=Config)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield
@@ -33,7 +36,7 @@ def composed(*overrides: str) -> Config:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_of_every_group_composes_to_a_run(option):
-    validate(composed(option, "data.path=rows.jsonl", "compare_to=null"))
+    validate(composed(option, "data.path=rows.jsonl", "compare_to=null", "init.hf=llama"))
 
 
 def test_without_arguments_the_run_is_the_demo():
@@ -47,6 +50,17 @@ def test_a_group_on_the_command_line_wins_over_the_experiment_and_a_key_over_bot
     config = composed("experiment=sft", "model=tiny", "trainer.max_steps=7", "name=mine")
 
     assert (config.model.name, config.trainer.max_steps, config.output) == ("tiny", 7, "runs/mine")
+
+
+def test_lora_is_an_option_of_any_run():
+    config = composed("experiment=sft", "lora=default", "data.path=rows.jsonl", "init.hf=llama")
+    validate(config)
+
+    assert (config.model.name, config.lora) == ("llama31_8b", Lora(rank=32, alpha=32, targets=list(LoraTarget)))
+    assert composed("experiment=sft").lora == composed("lora.rank=0").lora == Lora()
+    # 4096 + 6144, 4096 + 4096, 4096 + 28672, 14336 + 4096 rows and columns in each of 32 layers
+    expected = "rank 32, alpha 32 on linear_qkv, linear_proj, linear_fc1, linear_fc2: 71,303,168 trainable parameters"
+    assert describe(config)["LoRA"] == expected
 
 
 def test_llama31_8b_is_what_its_name_says():
@@ -71,6 +85,10 @@ def test_llama31_8b_is_what_its_name_says():
             "parallel has tensor, pipeline, virtual_pipeline, context, context_comm, sequence, overlap_grad_reduce",
         ),
         ("model=huge", "model=huge does not exist: choose model=llama31_70b|llama31_8b|llama32_1b|tiny"),
+        (
+            "lora.targets=[linear_q]",
+            "lora.targets[0]: Invalid value 'linear_q', expected one of [linear_qkv, linear_proj",
+        ),
         ("objective.name=sft", "objective.name: Invalid value 'sft', expected one of [cdt, ce]"),
         ("trainer.max_steps=five", "trainer.max_steps: Value 'five' of type 'str' could not be converted to Integer"),
         ("trainer.max_steps=2.5", "trainer.max_steps: Value '2.5' of type 'float' could not be converted"),

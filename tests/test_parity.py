@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import LlamaForCausalLM
 
 from nemo_cdt.config import Config, Normalization, Objective, ObjectiveName
 from tests import jobs, llama
@@ -16,11 +17,13 @@ DELTA = 1e-6  # fp32, deltas of up to 0.1
 WEIGHT = 1e-5  # fp32 after steps of up to 2e-4 each
 
 
-def reference_steps(config: Config, run: dict[str, Any], documents: list[tuple]) -> tuple[list[ReferenceStep], dict]:
-    """The reference's steps from the run's initial weights on the run's own batches, and its final weights."""
+def reference_steps(
+    config: Config, run: dict[str, Any], documents: list[tuple], model: LlamaForCausalLM
+) -> list[ReferenceStep]:
+    """The reference's steps with ``model``, the run's initial one, on the run's own batches."""
     optim, objective = config.optim, config.objective
     expected = ReferenceCDT(
-        llama.hugging_face(config.model, VOCABULARY, run["initial"]),
+        model,
         cosine(optim.lr, optim.min_lr, config.trainer.max_steps),
         beta=objective.beta if objective.name is ObjectiveName.cdt else None,
         weight_decay=optim.weight_decay,
@@ -31,12 +34,10 @@ def reference_steps(config: Config, run: dict[str, Any], documents: list[tuple])
     )
     by_tokens = {tuple(ids[:-1].tolist()): (ids, labels) for ids, labels in documents}
     batches = [[d for d in run["detections"] if d["step"] == step] for step in range(config.trainer.max_steps)]
-    steps = [expected.step([by_tokens[tuple(d["tokens"].tolist())] for d in batch]) for batch in batches]
-    return steps, {k: v.detach().numpy() for k, v in expected.model.state_dict().items()}
+    return [expected.step([by_tokens[tuple(d["tokens"].tolist())] for d in batch]) for batch in batches]
 
 
-def assert_equal(config: Config, run: dict[str, Any], documents: list[tuple]) -> None:
-    steps, expected_weights = reference_steps(config, run, documents)
+def assert_steps_equal(config: Config, run: dict[str, Any], steps: list[ReferenceStep]) -> None:
     for index, expected in enumerate(steps):
         batch = [d for d in run["detections"] if d["step"] == index]
         assert len(batch) == config.trainer.global_batch_size
@@ -45,9 +46,14 @@ def assert_equal(config: Config, run: dict[str, Any], documents: list[tuple]) ->
             np.testing.assert_array_equal(found["noise"], mask)
             np.testing.assert_allclose(found["delta"], delta, atol=DELTA)
         assert run["losses"][index] == pytest.approx(expected.loss, abs=1e-5)
+
+
+def assert_equal(config: Config, run: dict[str, Any], documents: list[tuple]) -> None:
+    model = llama.hugging_face(config.model, VOCABULARY, run["initial"])
+    assert_steps_equal(config, run, reference_steps(config, run, documents, model))
     weights = llama.renamed(config.model, run["final"])
-    for name, expected in expected_weights.items():
-        np.testing.assert_allclose(weights[name], expected, atol=WEIGHT, err_msg=name)
+    for name, expected in model.state_dict().items():
+        np.testing.assert_allclose(weights[name], expected.detach().numpy(), atol=WEIGHT, err_msg=name)
 
 
 @pytest.mark.parametrize(

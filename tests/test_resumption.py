@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_cdt.config import Config, Export, Objective, Parallel, Trainer, save
+from nemo_cdt.config import Config, Export, Init, Lora, Objective, Parallel, Trainer, save
 from nemo_cdt.validation import validate
 
 
@@ -33,11 +33,14 @@ def test_a_run_resumes_under_another_layout_and_for_more_steps(tmp_path):
             "trainer.seed=7, but the run in output={} has 42",
         ),
         ({"trainer": Trainer(global_batch_size=16)}, "trainer.global_batch_size=16, but the run in output={} has 8"),
+        ({"lora": Lora(rank=8)}, "lora.rank=8, but the run in output={} has 0: set lora.rank=0 to resume it"),
         ({"objective": Objective(beta=1.0)}, "objective.beta=1.0, but the run in output={} has 5.0"),
     ],
 )
 def test_a_run_does_not_resume_as_another(tmp_path, changes, expected):
-    config = earlier(tmp_path / "run")
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf/config.json").write_text('{"model_type": "llama"}')
+    config = earlier(tmp_path / "run", init=Init(hf=str(tmp_path / "hf")))
     with pytest.raises(ValueError, match=re.escape(expected.format(config.output))):
         validate(replace(config, **changes))
 

@@ -95,6 +95,20 @@ REFUSED = {
     "optim.min_lr=1": "set optim.min_lr=1e-05 or less",
     "optim.warmup_steps=100": "set optim.warmup_steps=99 or less",
     "optim.beta2=1": "set it below 1",
+    # adapters
+    "lora.rank=8": "set init.hf=DIR, or lora=none",
+    "lora.rank=-1": "lora.rank=-1: set it to 0 or more",
+    "lora.alpha=8": "lora.alpha=8 has no effect with lora.rank=0: set lora.rank, or lora=none",
+    "lora.targets=[linear_qkv]": "has no effect with lora.rank=0",
+    "init.hf=llama lora.rank=8 lora.alpha=0": "lora.alpha=0: set it to a number above 0",
+    "init.hf=llama lora.rank=8 lora.dropout=1": "lora.dropout=1.0: set it below 1",
+    "init.hf=llama lora.rank=8 lora.targets=[]": "set it to some of linear_qkv,linear_proj,linear_fc1,linear_fc2",
+    "init.hf=llama lora.rank=8 lora.targets=[linear_qkv,linear_qkv]": "linear_fc2, each once",
+    "init.hf=llama lora.rank=3 parallel.tensor=2 trainer.devices=2": "set lora.rank=4",
+    "init.hf=llama lora.rank=8 parallel.pipeline=2 parallel.virtual_pipeline=2 trainer.devices=2": (
+        "parallel.virtual_pipeline=2 with lora.rank=8, of whose adapters NeMo would save none"
+    ),
+    "init.nemo=adapters model.tokenizer=byte": "`nemo-cdt convert adapters DIR` merges them",
     # data
     "data.hops=[2]": "set it to [3], [4] or [3,4]",
     "data.hops=[]": "set it to [3], [4] or [3,4]",
@@ -132,6 +146,8 @@ def test_a_run_that_cannot_be_is_refused_in_one_line_that_names_the_key_and_the_
         (tmp_path / kind / "tokenizer_config.json").write_text("{}")
     (tmp_path / "old").mkdir()
     (tmp_path / "old/config.yaml").touch()
+    (tmp_path / "adapters/weights").mkdir(parents=True)
+    (tmp_path / "adapters/weights/adapter_metadata.json").touch()
     expected = REFUSED[overrides]
 
     with pytest.raises(ValueError, match=re.escape(expected)) as raised:

@@ -22,6 +22,7 @@ from nemo import lightning as nl
 from nemo.collections.common.tokenizers import AutoTokenizer
 from nemo.lightning.callback_group import CallbackGroup
 from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptimizerModule, WarmupPolicyScheduler
+from nemo.lightning.resume import AdapterPath
 from nemo.utils import logging
 
 from nemo_cdt.config import Config, DetectionRecompute, ObjectiveName, Optim, Precision, Recompute, Schedule
@@ -33,6 +34,7 @@ from nemo_cdt.nemo.checkpoints import initial_checkpoint, latest_checkpoint, ste
 from nemo_cdt.nemo.console import is_first_rank
 from nemo_cdt.nemo.convert import convert
 from nemo_cdt.nemo.data import RowDataModule, load_rows
+from nemo_cdt.nemo.lora import Adapters, adapters
 from nemo_cdt.nemo.metrics import JsonLinesLogger
 from nemo_cdt.nemo.model import CDTLlamaModel, llama_config, padded
 from nemo_cdt.nemo.profile import Profile
@@ -99,10 +101,14 @@ def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTLlamaModel, RowD
         if not (output / "tokenizer").exists():
             with new_folder(output / "tokenizer") as folder:
                 tokenizer.save_pretrained(folder)
+    lora = adapters(config.lora)
     model = CDTLlamaModel(
-        model_config, optim=_optimizer(config), tokenizer=AutoTokenizer(str(output / "tokenizer"), use_fast=True)
+        model_config,
+        optim=_optimizer(config),
+        tokenizer=AutoTokenizer(str(output / "tokenizer"), use_fast=True),
+        model_transform=lora,
     )
-    trainer = _trainer(config, on_gpu, SampleWriter(output / "sample.json", tokenizer))
+    trainer = _trainer(config, on_gpu, SampleWriter(output / "sample.json", tokenizer), lora)
     resume_from = latest_checkpoint(output / "checkpoints") if config.resume else None
     logged = _logger(config, output, step_of(resume_from) if resume_from else 0).setup(trainer, resume_if_exists=True)
     logged.files_to_move = []  # NeMo would move the files of OUTPUT, config.yaml and metrics.jsonl too, into run_0
@@ -110,6 +116,8 @@ def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTLlamaModel, RowD
         resume_from_path=str(resume_from) if resume_from else None,
         restore_config=nl.RestoreConfig(path=str(start_from), load_artifacts=False) if start_from else None,
     ).setup(trainer, model)
+    if lora and resume_from:  # NeMo would look for the base where it was when the adapters were saved
+        trainer.ckpt_path = AdapterPath(resume_from / "weights", base_model_path=start_from)
     if trainer.is_global_zero:
         write_versions(output / "versions.json")
     return trainer, model, RowDataModule(config, train, validation)
@@ -125,11 +133,13 @@ def tear_down() -> None:
     gc.collect()
 
 
-def _trainer(config: Config, on_gpu: bool, sample: SampleWriter) -> nl.Trainer:
+def _trainer(config: Config, on_gpu: bool, sample: SampleWriter, lora: Adapters | None) -> nl.Trainer:
     settings, validates = config.trainer, config.trainer.val_interval > 0
     callbacks: list[L.Callback] = [StepMetrics(settings.global_batch_size * config.data.seq_length)]
     if config.objective.name is ObjectiveName.cdt:
         callbacks = [ContextDenoising(config.objective, sample.observe, _detection(config, on_gpu)), sample, *callbacks]
+    if lora:
+        callbacks.insert(0, lora)
     trainer = nl.Trainer(
         accelerator="gpu" if on_gpu else "cpu",
         devices=settings.devices,

@@ -34,7 +34,7 @@ def step_of(checkpoint: Path) -> int:
 def initial_checkpoint(config: Config) -> tuple[Path | None, int | None]:
     """What ``init`` names, as a NeMo checkpoint, and the vocabulary size that it or ``model`` sets.
 
-    A Hugging Face model is converted into OUTPUT/init, once.
+    A Hugging Face model is converted into OUTPUT/init, once. The path is absolute: checkpoints of adapters record it.
 
     Raises:
         ValueError: where it holds another architecture than the ``model`` group.
@@ -42,12 +42,12 @@ def initial_checkpoint(config: Config) -> tuple[Path | None, int | None]:
     if config.init.nemo:
         found = distributed.read_model(Path(config.init.nemo))
         _require_same(config.model, found, f"init.nemo={config.init.nemo}")
-        return Path(config.init.nemo), found.vocab_size
+        return Path(config.init.nemo).resolve(), found.vocab_size
     if not config.init.hf:
         return None, config.model.vocab_size
     found = huggingface.read_model(Path(config.init.hf))
     _require_same(config.model, found, f"init.hf={config.init.hf}")
-    converted = Path(config.output, "init")
+    converted = Path(config.output, "init").resolve()
     with FileLock(f"{config.output}/.init.lock"):  # one rank converts, the others wait and find it
         if not converted.exists():
             convert(Path(config.init.hf), converted)

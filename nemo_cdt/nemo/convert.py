@@ -1,6 +1,7 @@
 """A Hugging Face Llama into a NeMo checkpoint, or back, without loss: what is in the source is in the destination.
 
-Weights keep their precision and their vocabulary, so that there and back again is the identity, bit for bit.
+Weights keep their precision and their vocabulary, so that there and back again is the identity, bit for bit. Of a LoRA
+checkpoint the adapters are merged into the weights that they adapt.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -49,8 +50,9 @@ def _import(source: Path, folder: Path) -> None:
 def _export(source: Path, folder: Path) -> None:
     from nemo_cdt.nemo import distributed, huggingface
     from nemo_cdt.nemo.llama_weights import to_huggingface
+    from nemo_cdt.nemo.merge import base_of, read_merged
 
-    model = distributed.read_model(source)
-    weights = distributed.read_weights(source, model)
+    model = distributed.read_model(source, base_of(source))
+    weights = read_merged(source, model)
     huggingface.copy_tokenizer(source / "context/tokenizer", folder)
     huggingface.save(folder, to_huggingface(weights, model, where=source), model)

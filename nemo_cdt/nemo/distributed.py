@@ -25,7 +25,8 @@ from nemo_cdt.nemo.llama_weights import Shape, megatron_shapes, require
 
 PREFIX = "module."
 EMBEDDING = "embedding.word_embeddings.weight"
-EXTRA_STATES = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
+LINEAR = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
+"""A layer's linear modules."""
 
 REQUIRED = {
     "normalization": "RMSNorm",
@@ -47,13 +48,15 @@ REQUIRED = {
 """What Hugging Face's Llama takes for granted, as NeMo's config says it."""
 
 
-def read_model(checkpoint: Path) -> Model:
+def read_model(checkpoint: Path, base: Path | None = None) -> Model:
     """The architecture in ``context/``, with the vocabulary size of the embedding that was saved.
+
+    base: the checkpoint that has the embedding, where that is another.
 
     Raises:
         ValueError: for what is no finished NeMo checkpoint, or one of another model than a Llama.
     """
-    saved, config = _saved(checkpoint), _config(checkpoint)
+    saved, config = _saved(base or checkpoint), read_context(checkpoint)["config"]
     if missing := [name for name in ("num_attention_heads", "rotary_base") if name not in config]:
         raise ValueError(f"{checkpoint} holds no Llama: its config has no {missing[0]}")
     head = config["hidden_size"] // config["num_attention_heads"]
@@ -87,11 +90,17 @@ def read_weights(checkpoint: Path, model: Model) -> dict[str, Tensor]:
     Raises:
         ValueError: unless the checkpoint holds the model's weights, all of them and nothing else.
     """
+    require({name: tuple(entry.size) for name, entry in _saved(checkpoint).items()}, _stacked_shapes(model), checkpoint)
+    stacked = read_tensors(checkpoint)
+    return {name: _of_layer(stacked, name) for name in megatron_shapes(model)}
+
+
+def read_tensors(checkpoint: Path) -> dict[str, Tensor]:
+    """The model's, those of all layers in one, as they were saved."""
     stacked = {n: torch.empty(entry.size, dtype=entry.properties.dtype) for n, entry in _saved(checkpoint).items()}
-    require({name: tuple(tensor.shape) for name, tensor in stacked.items()}, _stacked_shapes(model), checkpoint)
     named = {PREFIX + name: tensor for name, tensor in stacked.items()}
     dcp.load(named, checkpoint_id=checkpoint / "weights", no_dist=True)
-    return {name: _of_layer(stacked, name) for name in megatron_shapes(model)}
+    return stacked
 
 
 def write(checkpoint: Path, weights: Mapping[str, Tensor], model: Model, tokenizer: Path) -> None:
@@ -135,7 +144,7 @@ def _sharded(name: str, tensor: Tensor, layers: int) -> ShardedTensor:
 
 def _extra_states(layers: int) -> dict[str, ShardedObject]:
     """Empty ones: what Transformer Engine's modules have without FP8, and refuse to be loaded without."""
-    places = [(f"{PREFIX}decoder.layers.{module}", layer, layers) for module in EXTRA_STATES for layer in range(layers)]
+    places = [(f"{PREFIX}decoder.layers.{module}", layer, layers) for module in LINEAR for layer in range(layers)]
     places.append((f"{PREFIX}decoder.final_layernorm", 0, 1))
     return {
         f"{module}.{index}": ShardedObject(
@@ -179,11 +188,13 @@ def _saved(checkpoint: Path) -> dict[str, TensorStorageMetadata]:
     return {name.removeprefix(PREFIX): entry for name, entry in tensors.items() if name.startswith(PREFIX)}
 
 
-def _config(checkpoint: Path) -> dict[str, Any]:
+def read_context(checkpoint: Path) -> dict[str, Any]:
+    """The arguments that NeMo's model was made with, its ``config`` among them, as plain values."""
     path = checkpoint / "context/model.yaml"
     try:
-        return dict(yaml.safe_load(path.read_text(encoding="utf-8"))["config"])
-    except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
+        context = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return context | {"config": dict(context["config"])}
+    except (OSError, yaml.YAMLError, TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{checkpoint} has no readable context/model.yaml, which says what model it is") from error
 
 

@@ -86,9 +86,7 @@ class Checkpoints(nl.ModelCheckpoint):
         self.val_losses, self._random = state_dict["val_losses"], state_dict["random"]
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Of a schedule only where it stands, so that a resumed run may have another ``trainer.max_steps``."""
-        progress = ("last_epoch", "_step_count", "_last_lr")
-        checkpoint["lr_schedulers"] = [{k: s[k] for k in progress} for s in checkpoint["lr_schedulers"]]
+        keep_only_progress(checkpoint)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -138,6 +136,14 @@ class Checkpoints(nl.ModelCheckpoint):
     def _best(self, finished: list[Path]) -> Path | None:
         losses = {c: loss for c in finished if math.isfinite(loss := self.val_losses.get(step_of(c), math.nan))}
         return min(losses, key=lambda checkpoint: losses[checkpoint]) if losses else None
+
+
+def keep_only_progress(checkpoint: dict[str, Any]) -> None:
+    """Of a schedule only where it stands, so that a resumed run may have another ``trainer.max_steps``."""
+    progress = ("last_epoch", "_step_count", "_last_lr")
+    for schedule in checkpoint.get("lr_schedulers", []):
+        for name in schedule.keys() - progress:
+            del schedule[name]
 
 
 def _link(link: Path, target: Path) -> None:

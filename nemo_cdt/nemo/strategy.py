@@ -1,6 +1,5 @@
 """NeMo's strategy and precision, made safe to start (see the race in design.md section 4) and to resume."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,14 +28,14 @@ class SynchronizedStrategy(nl.MegatronStrategy):
         super().init_model_parallel()
         torch.cuda.synchronize()
 
-    def load_checkpoint(self, checkpoint_path: str | Path, selective_restore: bool = False) -> dict[str, Any]:
-        if not selective_restore:
+    def optimizer_sharded_state_dict(self, is_loading: bool = False, metadata: dict | None = None) -> dict[str, Any]:
+        if is_loading:
             for wrapped in self.optimizers:
                 megatron = wrapped.mcore_optimizer
                 for each in getattr(megatron, "chained_optimizers", [megatron]):
                     if isinstance(each.optimizer, torch.optim.Adam):
                         _prepare_torch_adam(each)
-        return super().load_checkpoint(checkpoint_path, selective_restore)
+        return super().optimizer_sharded_state_dict(is_loading, metadata)
 
 
 def _prepare_torch_adam(megatron: DistributedOptimizer) -> None:

@@ -1,0 +1,69 @@
+"""The weights in a checkpoint folder as one model has them: adapters merged into what they adapt."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from nemo_cdt.config import Model
+from nemo_cdt.nemo import distributed
+from nemo_cdt.nemo.llama_weights import Shape, megatron_shapes, require
+
+
+def base_of(checkpoint: Path) -> Path | None:
+    """The checkpoint that a LoRA checkpoint adapts; None for one of whole weights.
+
+    Raises:
+        ValueError: where it is no longer there.
+    """
+    file = checkpoint / "weights/adapter_metadata.json"
+    if not file.is_file():
+        return None
+    named = Path(json.loads(file.read_text(encoding="utf-8"))["model_ckpt_path"])
+    base = named.parent if named.name == "weights" else named
+    if not (base / "weights").is_dir():
+        raise ValueError(f"{checkpoint} adapts {base}, which is not there: say in {file} where it is now")
+    return base
+
+
+def read_merged(checkpoint: Path, model: Model) -> dict[str, Tensor]:
+    """As :func:`distributed.read_weights`; of a LoRA checkpoint W + alpha / rank * B A, in the precision of W.
+
+    Raises:
+        ValueError: also where the adapters are not those of its LoRA on this model, all of them and nothing else.
+    """
+    base = base_of(checkpoint)
+    weights = distributed.read_weights(base or checkpoint, model)
+    if base:
+        _merge(weights, checkpoint, model)
+    return weights
+
+
+def _merge(weights: dict[str, Tensor], checkpoint: Path, model: Model) -> None:
+    lora, found = _lora(checkpoint), distributed.read_tensors(checkpoint)
+    targets = [module for module in distributed.LINEAR if module.rpartition(".")[2] in lora["target_modules"]]
+    expected = {name: shape for module in targets for name, shape in _shapes(module, lora["dim"], model).items()}
+    require({name: tuple(tensor.shape) for name, tensor in found.items()}, expected, checkpoint)
+    for module in targets:
+        a, b = (found[name].float() for name in _shapes(module, lora["dim"], model))
+        for layer in range(model.num_layers):
+            weight = weights[f"decoder.layers.{layer}.{module}.weight"]
+            weight.copy_(weight.float() + lora["alpha"] / lora["dim"] * b[layer] @ a[layer])
+
+
+def _shapes(module: str, rank: int, model: Model) -> dict[str, Shape]:
+    """Of A and B of all layers, as a checkpoint stacks them."""
+    rows, columns = megatron_shapes(model)[f"decoder.layers.0.{module}.weight"]
+    adapter = f"decoder.layers.{module}.adapter"
+    return {
+        f"{adapter}.linear_in.weight": (model.num_layers, rank, columns),
+        f"{adapter}.linear_out.weight": (model.num_layers, rows, rank),
+    }
+
+
+def _lora(checkpoint: Path) -> dict[str, Any]:
+    lora = distributed.read_context(checkpoint).get("model_transform") or {}
+    if missing := [name for name in ("dim", "alpha", "target_modules") if name not in lora]:
+        raise ValueError(f"{checkpoint}: its context/model.yaml has no {missing[0]} of a LoRA in model_transform")
+    return dict(lora)
