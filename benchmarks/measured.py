@@ -116,7 +116,7 @@ class Results:
         self.rows: list[Row] = []
         self.head: Row = {
             "benchmark": name,
-            "command": " ".join(["python", *sys.argv]),
+            "command": " ".join(["python benchmarks/run.py", *sys.argv[1:]]),
             "settings": settings,
             "date": time.strftime("%Y-%m-%d"),
             "versions": versions(),

@@ -98,6 +98,10 @@ class Profile(L.Callback):
             partial = self.folder / f".{file}"
             write(partial)
             partial.replace(self.folder / file)
+        if not found["top"]:
+            logger.warning(
+                "trainer.profile=true saw no kernel: another profiler is attached, or CUPTI is not permitted"
+            )
         phases = table(found).split("\n\n")[0]
         logger.info(f"Where the time of step {self._step} went; more in {self.folder}/{name}.txt\n{phases}")
 
