@@ -8,11 +8,11 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from nemo_cdt.config import Config, Export, save
+from launchers.baseline import with_baseline
+from nemo_cdt.config import Config, save
 from nemo_cdt.describe import describe
 from nemo_cdt.doctor import training_blockers
 from nemo_cdt.mistakes import fail
@@ -25,30 +25,13 @@ def launch_local(config: Config) -> None:
     """Train ``config``, then its ``compare_to``; write the report; print what OUTPUT holds."""
     for blocker in training_blockers():
         fail(blocker)
-    for run in [config, *_baseline(config)]:
+    for run in with_baseline(config):
         _train(run)
     if config.report:
         from nemo_cdt.report import write_report
 
         write_report(Path(config.output))
     print(f"\n{config.name} is done. {config.output} holds", *_table(_written(config)), sep="\n  ", flush=True)
-
-
-def _baseline(config: Config) -> list[Config]:
-    """The run that differs from ``config`` in its objective alone, if one is asked for."""
-    if config.compare_to is None:
-        return []
-    return [
-        replace(
-            config,
-            name=f"{config.name}/{config.compare_to}",
-            output=str(Path(config.output, "baseline")),
-            objective=replace(config.objective, name=config.compare_to),
-            compare_to=None,
-            report=False,
-            export=Export(),
-        )
-    ]
 
 
 def _train(config: Config) -> None:
@@ -72,7 +55,7 @@ def _train(config: Config) -> None:
 
 def _train_in_processes(file: Path, devices: int) -> None:
     """SystemExit where they fail: with 2 for the mistake of a user that one of them names, else with 1."""
-    records = Path(tempfile.mkdtemp(dir=_nemo_run_home().name))
+    records = Path(tempfile.mkdtemp(dir=nemo_run_home().name))
     warnings.filterwarnings("ignore", PYNVML)
     import nemo_run
 
@@ -91,7 +74,7 @@ def _train_in_processes(file: Path, devices: int) -> None:
 
 
 @cache
-def _nemo_run_home() -> tempfile.TemporaryDirectory[str]:
+def nemo_run_home() -> tempfile.TemporaryDirectory[str]:
     """NeMo-Run's records of jobs: it would keep them in the user's home folder. It reads where when first imported."""
     home = tempfile.TemporaryDirectory(prefix="nemo_run-")
     os.environ["NEMORUN_HOME"] = home.name

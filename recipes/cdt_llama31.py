@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from launchers import launch
+from launchers.site import site_file, with_site
 from nemo_cdt.config import Config, typed
 from nemo_cdt.mistakes import fail, reported
 from nemo_cdt.overrides import explain
@@ -27,8 +28,8 @@ ConfigStore.instance().store(name="schema", node=Config)
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 def run(composed: DictConfig) -> None:
     with reported():
-        config = _config(composed)
-        validate(config)
+        config = with_site(_config(composed))
+        validate(config, site=str(site_file(config)))
         launch(config)
 
 
@@ -37,6 +38,7 @@ def _config(composed: DictConfig) -> Config:
     try:
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             composed.output = str(Path(composed.output, HydraConfig.get().job.override_dirname.replace("/", "_")))
+            composed.launcher.follow = composed.launcher.follow and composed.launcher.name == "local"
         return typed(composed)
     except OmegaConfBaseException as error:
         fail(explain(error))

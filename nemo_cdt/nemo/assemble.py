@@ -2,6 +2,7 @@
 
 import gc
 import logging as python_logging
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -140,10 +141,19 @@ def _trainer(config: Config, on_gpu: bool, sample: SampleWriter) -> nl.Trainer:
         enable_model_summary=False,
         strategy=_strategy(config, on_gpu),
         plugins=SynchronizedPrecision("bf16-mixed" if settings.precision is Precision.bf16 else "32"),
-        callbacks=[*callbacks, Truncation(), Progress()],
+        callbacks=[*callbacks, Truncation(), Progress(), *_heartbeats(config)],
     )
     trainer.fit_loop.epoch_loop = TrainingLoop(trainer, trainer.min_steps, trainer.max_steps)
     return trainer
+
+
+def _heartbeats(config: Config) -> list[L.Callback]:
+    """Where nvidia-resiliency-ext's launcher watches this rank, it must hear from it."""
+    if "FT_RANK_MONITOR_IPC_SOCKET" not in os.environ:
+        return []
+    from nvidia_resiliency_ext.ptl_resiliency import FaultToleranceCallback
+
+    return [FaultToleranceCallback(autoresume=False, calculate_timeouts=False, exp_dir=config.output)]
 
 
 def _validation_micro_batches(config: Config) -> int:
