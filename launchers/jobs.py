@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from nemo_cdt.config import Config
 from nemo_cdt.launcher import Launcher, LauncherName
 
+JOB = "job.json"
 POLL = 5.0
 """Seconds between two looks at a job."""
 
@@ -137,19 +138,19 @@ def cancel(run: Path) -> int:
 def remember(job: Job) -> None:
     folder = Path(job.output)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / ".job.json"
+    partial = folder / f".{JOB}"
     partial.write_text(json.dumps(asdict(job), indent=1), encoding="utf-8")
-    partial.replace(folder / "job.json")
+    partial.replace(folder / JOB)
 
 
 def recall(run: Path) -> Job:
     """Raises ValueError where RUN has no job."""
     try:
-        found = json.loads((run / "job.json").read_text(encoding="utf-8"))
+        found = json.loads((run / JOB).read_text(encoding="utf-8"))
         launcher = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Launcher()), found["launcher"]))
         assert isinstance(launcher, Launcher)
         return Job(launcher, found["output"], found["ids"])
     except FileNotFoundError as error:
-        raise ValueError(f"{run} has no job.json: give the output of a run that a launcher has started") from error
+        raise ValueError(f"{run} has no {JOB}: give the output of a run that a launcher has started") from error
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{run / 'job.json'} is damaged: {error}") from error
+        raise ValueError(f"{run / JOB} is damaged: {error}") from error

@@ -111,10 +111,12 @@ def _train_job(config: Config) -> Manifest:
     (container,) = pod["spec"].pop("containers")
     patched = ("volumes", "nodeSelector", "tolerations", "serviceAccountName", "imagePullSecrets")
     patch = {key: pod["spec"][key] for key in patched if key in pod["spec"]}
-    # secrets too: of a TrainJob's own `env` the runtime sees only plain values in some versions
-    patch["containers"] = [{"name": "node", "env": container["env"], "volumeMounts": container["volumeMounts"]}]
+    ours = ("name", "volumeMounts")
     if launcher.trainjob_patch is TrainJobPatch.runtimePatches:
         patch["terminationGracePeriodSeconds"] = pod["spec"]["terminationGracePeriodSeconds"]
+        ours = (*ours, "securityContext")
+    patch["containers"] = [{key: container[key] for key in ours if key in container}]
+    if launcher.trainjob_patch is TrainJobPatch.runtimePatches:
         job = {"name": "node", "template": {"spec": {"template": {"metadata": pod["metadata"], "spec": patch}}}}
         patches = {
             "runtimePatches": [
@@ -136,6 +138,7 @@ def _train_job(config: Config) -> Manifest:
         "trainer": {
             "image": container["image"],
             "command": container["command"],
+            "env": container["env"],
             "numNodes": config.trainer.num_nodes,
             "numProcPerNode": config.trainer.devices,
             "resourcesPerNode": container["resources"],
@@ -167,7 +170,7 @@ def _pod(config: Config, variables: list[Manifest], container: str = "node") -> 
         "volumes": volumes,
         "terminationGracePeriodSeconds": launcher.grace,
     }
-    if launcher.rdma and not (launcher.kind is JobKind.trainjob):
+    if launcher.rdma:
         spec["containers"][0]["securityContext"] = {"capabilities": {"add": ["IPC_LOCK"]}}  # RDMA pins memory
     optional = {
         "nodeSelector": launcher.node_selector,

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -12,6 +13,8 @@ from functools import cache
 from pathlib import Path
 
 from launchers.baseline import with_baseline
+from launchers.jobs import JOB, Job, remember
+from launchers.local_jobs import this_process
 from nemo_cdt.config import Config, save
 from nemo_cdt.describe import describe
 from nemo_cdt.doctor import training_blockers
@@ -38,28 +41,29 @@ def _train(config: Config) -> None:
     """Train one run; where it fails before it wrote anything, OUTPUT is free for the next."""
     file = Path(config.output, "config.yaml")
     save(config, file)
+    remember(Job(config.launcher, config.output, this_process()))
     print(f"\n{config.name}, in {config.output}", *_table(describe(config)), sep="\n  ", flush=True)
     try:
-        if config.trainer.world_size == 1:
+        if config.trainer.world_size == 1 and not config.launcher.max_restarts:
             from nemo_cdt.nemo.train import train
 
             train(config)
         else:
-            _train_in_processes(file, config.trainer.devices)
+            _train_in_processes(file, config.trainer.devices, config.launcher.max_restarts)
     except BaseException:
-        if list(file.parent.iterdir()) == [file]:
-            file.unlink()
-            file.parent.rmdir()
+        if {path.name for path in file.parent.iterdir()} == {file.name, JOB}:
+            shutil.rmtree(file.parent)
         raise
 
 
-def _train_in_processes(file: Path, devices: int) -> None:
+def _train_in_processes(file: Path, devices: int, max_restarts: int) -> None:
     """SystemExit where they fail: with 2 for the mistake of a user that one of them names, else with 1."""
     records = Path(tempfile.mkdtemp(dir=nemo_run_home().name))
     warnings.filterwarnings("ignore", PYNVML)
     import nemo_run
 
-    executor = nemo_run.LocalExecutor(ntasks_per_node=devices, launcher="torchrun", env_vars=_environment())
+    variables = _environment() | {"PET_MAX_RESTARTS": str(max_restarts)}  # torchrun's --max-restarts
+    executor = nemo_run.LocalExecutor(ntasks_per_node=devices, launcher="torchrun", env_vars=variables)
     script = nemo_run.Script(path=TRAIN, m=True, entrypoint="python", args=[str(file)])
     experiment = nemo_run.Experiment(
         "train", executor, log_level="ERROR", base_dir=str(records), clean_mode=True, skip_status_at_exit=True
@@ -129,6 +133,7 @@ CONTENTS = {
     "baseline": "the run that this one is compared to",
     "config.yaml": "the whole configuration",
     "versions.json": "with what it was made",
+    "job.json": "for nemo-cdt status, logs and cancel",
     "tokenizer": "for the checkpoints",
 }
 

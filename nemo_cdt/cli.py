@@ -28,6 +28,17 @@ def _parser() -> argparse.ArgumentParser:
     report = verbs.add_parser("report", help="write RUN/report.html, also of a run that was interrupted")
     report.add_argument("run", type=Path, metavar="RUN", help="a run's output folder")
     report.set_defaults(verb=_report)
+
+    for name, explanation in (
+        ("status", "say how the job of a run stands, whatever launched it"),
+        ("logs", "print the log of a run's job"),
+        ("cancel", "end a run's job; a local one saves first"),
+    ):
+        verb = verbs.add_parser(name, help=explanation)
+        verb.add_argument("run", type=Path, metavar="RUN", help="the run's output, as the launcher was given it")
+        verb.set_defaults(verb=_job, name=name, follow=False)
+        if name == "logs":
+            verb.add_argument("-f", "--follow", action="store_true", help="until the job ends")
     return parser
 
 
@@ -49,3 +60,11 @@ def _report(parsed: argparse.Namespace) -> int:
 
     print(write_report(parsed.run))
     return 0
+
+
+def _job(parsed: argparse.Namespace) -> int:
+    from launchers import jobs
+
+    if parsed.name == "logs":
+        return jobs.logs(parsed.run, parsed.follow)
+    return {"status": jobs.status, "cancel": jobs.cancel}[parsed.name](parsed.run)
