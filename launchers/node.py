@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -27,6 +28,8 @@ from nemo_cdt.nemo.console import PYNVML
 
 WORKER = "launchers.worker"
 PORT = 29500
+PATIENCE = 900
+"""Seconds in which all nodes must have come."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,23 @@ class Place:
         raise ValueError(
             "launchers.node is started by a job of Slurm or Kubernetes: set NNODES, NODE_RANK, MASTER_ADDR"
         )
+
+    def own_address(self) -> str:
+        """Of this node, as the others reach it: a host name need not be known to them.
+
+        Raises ValueError where the meeting point's name is not known within :data:`PATIENCE` seconds.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                family, _, _, _, there = socket.getaddrinfo(self.address, self.port, type=socket.SOCK_DGRAM)[0]
+                with socket.socket(family, socket.SOCK_DGRAM) as route:
+                    route.connect(there)  # sends nothing
+                    return route.getsockname()[0]
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise ValueError(f"{socket.gethostname()} finds no way to {self.address}: {error}") from error
+                time.sleep(1)  # the first Pod may not be there yet
 
 
 def main() -> None:
@@ -135,7 +155,8 @@ def _arguments(run: Config, place: Place) -> list[str]:
         f"--rdzv-endpoint={place.address}:{place.port}",
         f"--rdzv-id={place.job}-{job_name(run)}",
         # by its rank: torchrun would compare host names, which differ between a Pod and its Service
-        f"--rdzv-conf=is_host={int(place.rank == 0)},join_timeout=900",
+        f"--rdzv-conf=is_host={int(place.rank == 0)},join_timeout={PATIENCE},read_timeout={PATIENCE}",
+        f"--local-addr={place.own_address()}",
         f"--max-restarts={run.launcher.max_restarts}",
         "--tee=3",
     ]

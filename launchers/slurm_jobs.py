@@ -73,14 +73,14 @@ class Slurm:
 
     def _must(self, command: str) -> str:
         """What it prints. Raises ValueError with what it complains of."""
-        done = self._tunnel.run(command, warn=True)
+        done = self._tunnel.run(command, warn=True, in_stream=False)
         if done.return_code:
             raise ValueError(f"{command.split()[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout
 
     def _run(self, command: str, may_fail: bool = False) -> str | None:
         """None where it fails, and may."""
-        done = self._tunnel.run(command, warn=may_fail)
+        done = self._tunnel.run(command, warn=may_fail, in_stream=False)
         return None if done.return_code else done.stdout
 
 

@@ -1,4 +1,4 @@
-"""A stand-in for Kubernetes' API server on loopback: keeps what is created, runs nothing. A test sets what became of it."""
+"""A stand-in for Kubernetes' API server: keeps what is created, runs nothing. A test sets what became of it."""
 
 import http.server
 import json

@@ -1,5 +1,6 @@
 """Scripts of Slurm, golden; and a real Slurm of two virtual nodes, on which the demo runs, is preempted and goes on."""
 
+import io
 import json
 import re
 import subprocess
@@ -36,6 +37,12 @@ CASES = {
         "launcher.chain=2",
     ],
 }
+
+
+@pytest.fixture(autouse=True)
+def no_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NeMo-Run's shell reads it, and pytest's stand-in does not let it."""
+    monkeypatch.setattr("sys.stdin", io.StringIO())
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -120,7 +127,7 @@ def final_weights(output: Path) -> dict[str, bytes]:
 def test_the_demo_runs_on_two_nodes_and_a_preempted_one_ends_with_the_same_weights(cluster, recipe, tmp_path):
     """One through NeMo-Run; one by our script in a container's options, preempted after its first checkpoint."""
     plain = recipe("name=plain", "trainer.num_nodes=2", "launcher.submit=nemo_run")
-    out, _ = plain.communicate(timeout=400)
+    out, _ = plain.communicate(timeout=600)
     assert plain.returncode == 0, out
     assert "COMPLETED" in out
 
@@ -129,7 +136,7 @@ def test_the_demo_runs_on_two_nodes_and_a_preempted_one_ends_with_the_same_weigh
     wait_for(tmp_path / "runs/preempted/checkpoints/last", preempted)
     (identity,) = json.loads((tmp_path / "runs/preempted/job.json").read_text())["ids"]
     subprocess.run(["scancel", "--signal=TERM", identity], env=cluster, check=True)
-    out, _ = preempted.communicate(timeout=400)
+    out, _ = preempted.communicate(timeout=600)
 
     assert preempted.returncode == 0, out
     assert re.search(r"\.0\].*|stopped by SIGTERM with \d steps saved", out)
@@ -147,7 +154,7 @@ def restarts(env: dict[str, str], identity: str) -> int:
 
 
 def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while not path.exists():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, f"no {path}"
@@ -160,11 +167,11 @@ def test_a_mistake_ends_the_job_with_its_words_and_a_running_job_is_cancelled(cl
     wait_for(tmp_path / "runs/endless/job.json", endless)
 
     assert verb(cluster, "cancel", "runs/endless", cwd=tmp_path).returncode == 0
-    out, _ = endless.communicate(timeout=200)
+    out, _ = endless.communicate(timeout=600)
     assert endless.returncode == 1, out
     assert out.count("CANCELLED") >= 2
 
-    out, _ = mistaken.communicate(timeout=300)
+    out, _ = mistaken.communicate(timeout=600)
     assert mistaken.returncode == 1
     assert "error: data.seq_length=64 is too short for the facts" in out
     assert "exit code 2:0" in out
