@@ -186,7 +186,8 @@ def _explain(run: Config, failures: Mapping[int, Any]) -> NoReturn:
         raise SystemExit(2)  # the rank has said why
     rank, first = min(failures.items(), key=lambda item: item[1].timestamp)
     ended = signal.Signals(-first.exitcode).name if first.exitcode < 0 else f"exit code {first.exitcode}"
-    told = f": {first.message.splitlines()[0]}" if Path(first.error_file).is_file() else ""
+    message = first.message["message"] if isinstance(first.message, dict) else first.message
+    told = f": {message.splitlines()[0]}" if Path(first.error_file).is_file() else ""
     _fail(f"rank {rank} on {socket.gethostname()} failed with {ended}{told}. {_where(run)}", 1)
 
 
