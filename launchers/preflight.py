@@ -55,18 +55,23 @@ def preflight(config: Config, env: Mapping[str, str]) -> distributed.Store:
 
 
 def _together(store: Any, rank: int, world: int, key: str, found: Any, judge: Any) -> list[str]:
-    """What rank 0 makes of what every rank found; the same on every rank."""
+    """What rank 0 makes of what every rank found; the same on every rank. Rank 0, which may host the store, is last."""
     store.set(f"{key}/{rank}", json.dumps(found))
-    if rank == 0:
-        everyone, missing = [], []
-        for other in range(world):
-            try:
-                everyone.append(json.loads(store.get(f"{key}/{other}")))
-            except RuntimeError:  # DistStoreError: it did not come in time
-                missing.append(f"rank {other} did not answer within {TIMEOUT}")
-        store.set(key, json.dumps(missing or judge(everyone)))
-    store.wait([key], TIMEOUT * 2)
-    return json.loads(store.get(key))
+    if rank > 0:
+        store.wait([key], TIMEOUT * 2)
+        faults = json.loads(store.get(key))
+        store.set(f"{key}/read/{rank}", "")
+        return faults
+    everyone, missing = {}, []
+    for other in range(world):
+        try:
+            everyone[other] = json.loads(store.get(f"{key}/{other}"))
+        except RuntimeError:  # DistStoreError: it did not come in time
+            missing.append(f"rank {other} did not answer within {TIMEOUT}")
+    faults = missing or judge([*everyone.values()])
+    store.set(key, json.dumps(faults))
+    store.wait([f"{key}/read/{other}" for other in everyone if other > 0], TIMEOUT)
+    return faults
 
 
 def _facts(config: Config, rank: int, local: int) -> dict[str, Any]:

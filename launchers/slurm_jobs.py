@@ -23,20 +23,36 @@ class Slurm:
         self._read: dict[str, int] = {}  # bytes of each log file
 
     def submit(self, config: Config) -> list[str]:
-        """Raises ValueError, before anything is written, where OUTPUT holds a run that this one does not resume."""
-        file, folder = slurm.config_file(config), slurm.logs(config)
-        if not config.resume and self._run(f"test -e {_quoted(file)}", may_fail=True) is not None:
+        """Raises ValueError where OUTPUT holds a run that this one does not resume, and for what Slurm refuses.
+
+        Then nothing is left of it.
+        """
+        file, folder = shlex.quote(str(slurm.config_file(config))), shlex.quote(str(slurm.logs(config)))
+        if not config.resume and self._run(f"test -e {file}", may_fail=True) is not None:
             raise ValueError(f"output={config.output} already holds a run: set resume=true, or another output")
-        self._run(f"mkdir -p {_quoted(folder)}")
+        self._must(f"mkdir -p {folder}")
+        try:
+            self._write(config)
+            return self._submit(config)
+        except BaseException:
+            if not config.resume:
+                self._run(f"rm -rf {file} {folder}; rmdir {shlex.quote(str(slurm.output(config)))}", may_fail=True)
+            raise
+
+    def _write(self, config: Config) -> None:
+        """Into OUTPUT, on the cluster."""
         with tempfile.TemporaryDirectory(prefix="nemo_cdt-") as local:
             save(slurm.as_it_runs(config), Path(local, "config.yaml"))
             Path(local, "job.sh").write_text(slurm.script(config), encoding="utf-8")
-            self._tunnel.put(f"{local}/config.yaml", str(file))
-            if config.launcher.submit is Submit.nemo_run:
-                return slurm_nemo_run.submit(config)
-            self._tunnel.put(f"{local}/job.sh", str(folder / "job.sh"))
+            self._tunnel.put(f"{local}/config.yaml", str(slurm.config_file(config)))
+            self._tunnel.put(f"{local}/job.sh", str(slurm.logs(config) / "job.sh"))
+
+    def _submit(self, config: Config) -> list[str]:
+        if config.launcher.submit is Submit.nemo_run:
+            return slurm_nemo_run.submit(config)
         ids: list[str] = []
         for _ in range(config.launcher.chain):
+            # on several clusters of one Slurm it answers ID;CLUSTER
             ids.append(self._must(slurm.submission(config, ids[-1] if ids else None)).split(";")[0].strip())
         return ids
 
@@ -82,7 +98,3 @@ class Slurm:
         """None where it fails, and may."""
         done = self._tunnel.run(command, warn=may_fail, in_stream=False)
         return None if done.return_code else done.stdout
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))

@@ -32,9 +32,14 @@ def dryrun(config: Config) -> str:
 
 
 def submit(config: Config) -> list[str]:
-    """Job ids, in the order of the chain."""
+    """Job ids, in the order of the chain. Raises ValueError for what Slurm refuses."""
+    from invoke.exceptions import UnexpectedExit
+
     with _experiment(config) as (experiment, _):
-        experiment.run(detach=True)
+        try:
+            experiment.run(detach=True)
+        except UnexpectedExit as error:
+            raise ValueError(f"sbatch failed: {error.result.stderr.strip()}") from error
         return [job.handle.split("/")[-1] for job in experiment.jobs]
 
 

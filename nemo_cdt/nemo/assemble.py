@@ -151,9 +151,9 @@ def _heartbeats(config: Config) -> list[L.Callback]:
     """Where nvidia-resiliency-ext's launcher watches this rank, it must hear from it."""
     if "FT_RANK_MONITOR_IPC_SOCKET" not in os.environ:
         return []
-    from nvidia_resiliency_ext.ptl_resiliency import FaultToleranceCallback
+    from nemo_cdt.nemo.heartbeats import Heartbeats
 
-    return [FaultToleranceCallback(autoresume=False, calculate_timeouts=False, exp_dir=config.output)]
+    return [Heartbeats(autoresume=False, calculate_timeouts=False, exp_dir=config.output)]
 
 
 def _validation_micro_batches(config: Config) -> int:

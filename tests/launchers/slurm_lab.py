@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PROGRAMS = ("munged", "mariadbd", "mariadb", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch", "gcc")
@@ -44,6 +44,10 @@ def slurm(lab: Path) -> Iterator[dict[str, str]]:
         _start(lab, ports, start, run)
         yield env
     finally:
+        run("scancel", "--user=root", "--signal=KILL", "--full")
+        run("scancel", "--user=root")
+        with suppress(TimeoutError):
+            _until(lambda: not run("squeue", "-h").stdout, "an empty queue")
         for daemon in reversed(started):
             daemon.terminate()
             try:
@@ -90,7 +94,8 @@ def _configure(lab: Path, ports: dict[str, str], env: dict[str, str]) -> None:
     (lab / "munge/key").write_bytes(os.urandom(1024))
     (lab / "munge/key").chmod(0o400)
     (lab / "munge").chmod(0o711)
-    auth = f"AuthType=auth/munge\nAuthInfo=socket={lab}/munge/socket\nSlurmUser=root\n"
+    # a job that is requeued waits until its old credential has expired: two minutes, left to itself
+    auth = f"AuthType=auth/munge\nAuthInfo=socket={lab}/munge/socket,cred_expire=20\nSlurmUser=root\n"
     (lab / "slurm.conf").write_text(f"""{auth}
 ClusterName=lab
 SlurmctldHost={host}(127.0.0.1)
@@ -154,5 +159,5 @@ def _until(ready: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + 60
     while not ready():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what} did not start")
+            raise TimeoutError(f"{what} did not come")
         time.sleep(0.2)

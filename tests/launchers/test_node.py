@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,6 +107,10 @@ def two_nodes(tmp_path: Path) -> Iterator[Callable[[int, Path], "subprocess.Pope
     ip(f"netns add {names[1]}")
     ip(f"link add {names[0]} netns {names[0]} type veth peer name {names[1]} netns {names[1]}")
     for index, name in enumerate(names):
+        # what `ip netns exec` shows as /etc/hosts: without it each look-up of a peer's name waits for a lost server
+        hosts = Path(f"/etc/netns/{name}/hosts")
+        hosts.parent.mkdir(parents=True)
+        hosts.write_text("127.0.0.1 localhost\n" + "".join(f"10.98.0.{i + 1} {n}\n" for i, n in enumerate(names)))
         ip(f"-n {name} addr add 10.98.0.{index + 1}/24 dev {name}")
         ip(f"-n {name} link set {name} up")
         ip(f"-n {name} link set lo up")
@@ -125,6 +130,7 @@ def two_nodes(tmp_path: Path) -> Iterator[Callable[[int, Path], "subprocess.Pope
         end_all(process)
     for name in names:
         ip(f"netns del {name}")
+        shutil.rmtree(f"/etc/netns/{name}")
 
 
 def ip(arguments: str) -> None:
@@ -146,7 +152,7 @@ def end_all(process: "subprocess.Popen[str]") -> None:
 
 def test_a_node_dies_and_the_run_goes_on_when_it_is_back(two_nodes, tmp_path):
     made = run("launcher=slurm", "launcher.host=h", "launcher.workdir=/w", *SMALL)
-    made.launcher = Launcher(name=LauncherName.slurm, max_restarts=3, hang_timeout=None)
+    made.launcher = Launcher(name=LauncherName.slurm, max_restarts=3, hang_timeout=None, grace=5)
     made.output = str(tmp_path / "run")
     save(made, tmp_path / "job.yaml")
 

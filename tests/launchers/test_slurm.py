@@ -139,7 +139,7 @@ def test_the_demo_runs_on_two_nodes_and_a_preempted_one_ends_with_the_same_weigh
     out, _ = preempted.communicate(timeout=600)
 
     assert preempted.returncode == 0, out
-    assert re.search(r"\.0\].*|stopped by SIGTERM with \d steps saved", out)
+    assert re.search(r"stopped by SIGTERM with \d steps saved", out), out
     assert restarts(cluster, identity) == 1
     assert final_weights(tmp_path / "runs/preempted") == final_weights(tmp_path / "runs/plain")
 
@@ -175,3 +175,13 @@ def test_a_mistake_ends_the_job_with_its_words_and_a_running_job_is_cancelled(cl
     assert mistaken.returncode == 1
     assert "error: data.seq_length=64 is too short for the facts" in out
     assert "exit code 2:0" in out
+
+
+@pytest.mark.parametrize("submit", ["sbatch", "nemo_run"])
+def test_what_slurm_refuses_is_one_line_and_leaves_nothing(submit, recipe, tmp_path):
+    refused = recipe("launcher.partition=nowhere", f"launcher.submit={submit}")
+    out, _ = refused.communicate(timeout=600)
+
+    assert refused.returncode == 2, out
+    assert re.search(r"^error: sbatch failed: .*invalid partition specified: nowhere", out, re.MULTILINE)
+    assert not (tmp_path / "runs/demo").exists()
