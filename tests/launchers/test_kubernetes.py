@@ -1,6 +1,9 @@
 """Manifests, strictly validated, and what speaks to a cluster, against a stand-in for its API server."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,12 +15,12 @@ import yaml
 from kubeflow.training.api_client import ApiClient
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 
-from launchers.jobs import cancel, launch_job, logs, status
+from launchers.jobs import cancel, launch_job, logs, recall, status
 from launchers.kubernetes import manifests, render
 from launchers.names import job_name
 from nemo_cdt.config import Config, load
 from tests.launchers.api_server import ApiServer, api_server
-from tests.launchers.composed import EXPERIMENTS, run
+from tests.launchers.composed import EXPERIMENTS, SITE, run
 
 MODEL = ("data.path=data/rows.jsonl", "init.hf=models/llama", "model.tokenizer=models/llama")
 KINDS = {
@@ -185,3 +188,15 @@ def test_a_cluster_that_does_not_answer_is_one_line(cluster):
 def test_a_context_that_is_not_in_the_kubeconfig_is_named(cluster):
     with pytest.raises(ValueError, match=r"launcher.context=nowhere: .*nowhere"):
         launch_job(four_nodes("job", "launcher.context=nowhere"))
+
+
+def test_a_sweep_submits_a_job_for_each_point_and_follows_none(cluster, tmp_path):
+    recipe = Path(__file__).parents[2] / "recipes/cdt_llama31.py"
+    overrides = ("launcher=kubernetes", f"launcher.site={SITE}", "compare_to=null", "objective.beta=0,1")
+    env = os.environ | {"KUBECONFIG": str(tmp_path / "kubeconfig")}
+    subprocess.run([sys.executable, recipe, "-m", *overrides], cwd=tmp_path, env=env, check=True, timeout=300)
+
+    jobs = [found for path, found in cluster.objects.items() if path.startswith("/apis/batch")]
+    assert len({job["metadata"]["name"] for job in jobs}) == 2
+    for beta in (0, 1):
+        assert recall(tmp_path / f"runs/demo/compare_to=null,objective.beta={beta}").output.endswith(f"beta={beta}")

@@ -48,7 +48,7 @@ def config(tmp_path: Path, name: str, restarts: int, hang_timeout: int | None = 
         ),
         ("mistake", 0, 2, r""),
         ("preempted", 0, 143, r""),
-        ("killed", 1, 0, r"^$"),
+        ("killed", 1, 0, r""),
     ],
 )
 def test_the_end_is_an_exit_code_and_a_line_that_names_the_rank(tmp_path, name, restarts, code, expected):
