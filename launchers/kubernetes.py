@@ -109,23 +109,17 @@ def _train_job(config: Config) -> Manifest:
     """How often it starts again is in its runtime; what a TrainJob cannot say itself is a patch of that."""
     launcher, pod = config.launcher, _pod(config, [])
     (container,) = pod["spec"].pop("containers")
-    patched = ("volumes", "nodeSelector", "tolerations", "serviceAccountName", "imagePullSecrets")
-    patch = {key: pod["spec"][key] for key in patched if key in pod["spec"]}
-    ours = ("name", "volumeMounts")
+    in_pod = ["volumes", "nodeSelector", "tolerations", "serviceAccountName", "imagePullSecrets"]
+    in_container = ["name", "volumeMounts"]  # no `env`: both kinds of patch refuse it for the container of training
     if launcher.trainjob_patch is TrainJobPatch.runtimePatches:
-        patch["terminationGracePeriodSeconds"] = pod["spec"]["terminationGracePeriodSeconds"]
-        ours = (*ours, "securityContext")
-    patch["containers"] = [{key: container[key] for key in ours if key in container}]
+        in_pod.append("terminationGracePeriodSeconds")
+        in_container.append("securityContext")
+    patch = {key: pod["spec"][key] for key in in_pod if key in pod["spec"]}
+    patch["containers"] = [{key: container[key] for key in in_container if key in container}]
     if launcher.trainjob_patch is TrainJobPatch.runtimePatches:
         job = {"name": "node", "template": {"spec": {"template": {"metadata": pod["metadata"], "spec": patch}}}}
-        patches = {
-            "runtimePatches": [
-                {
-                    "manager": "nemo-cdt.org/launcher",
-                    "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [job]}}},
-                }
-            ]
-        }
+        runtime = {"template": {"spec": {"replicatedJobs": [job]}}}
+        patches = {"runtimePatches": [{"manager": "nemo-cdt.org/launcher", "trainingRuntimeSpec": runtime}]}
     else:
         overrides = {"targetJobs": [{"name": "node"}], "metadata": pod["metadata"], "spec": patch}
         patches = {"podTemplateOverrides": [overrides]}
