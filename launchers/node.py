@@ -91,6 +91,8 @@ def main() -> None:
             raise ValueError(f"trainer.num_nodes={config.trainer.num_nodes}, but the job has {place.nodes} nodes")
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         os.environ.setdefault("LOGLEVEL", "ERROR")  # torchrun's log of every step it takes
+        # Shared, torch 2.13 tells where the ranks meet in the first round only: a node that comes back waits for ever.
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a node that leaves first is a warning
         os.environ.setdefault("PYTHONWARNINGS", f"ignore:{PYNVML}")
         warnings.filterwarnings("ignore", PYNVML)
