@@ -67,8 +67,10 @@ class Slurm:
         ]
         one_is_enough = len(job.ids) > 1  # of a chain
         succeeded = (any if one_is_enough else all)(state == "COMPLETED" for state in states.values()) and bool(states)
-        known = {identity.split("_")[0] for identity in states} >= set(job.ids)
-        ended = known and (all(state in ENDED for state in states.values()) or (one_is_enough and succeeded))
+        # accounting may know nothing of a job that was cancelled before its turn, or was only just submitted
+        queued = self._run(f"squeue --noheader --format=%A --jobs={','.join(job.ids)}", may_fail=True) or ""
+        ended = bool(states) and not queued.strip() and all(state in ENDED for state in states.values())
+        ended |= one_is_enough and succeeded
         lines = lines or [f"job {' '.join(job.ids)}: Slurm does not know it yet"]
         return State(lines, ", ".join(f"{identity} {state}" for identity, state in states.items()), ended, succeeded)
 
