@@ -1,12 +1,16 @@
 """From a run's configuration to processes that train it."""
 
-from nemo_cdt.config import Config, LauncherName
+from nemo_cdt.config import Config
+from nemo_cdt.launcher import LauncherName
 
 
 def launch(config: Config) -> None:
     """Train ``config`` where ``launcher.name`` says. Returns when it is done, raises SystemExit when it failed."""
-    match config.launcher.name:
-        case LauncherName.local:
-            from launchers.local import launch_local
+    if config.launcher.name is LauncherName.local:
+        from launchers.local import launch_local
 
-            launch_local(config)
+        launch_local(config)
+    else:
+        from launchers.jobs import launch_job
+
+        launch_job(config)

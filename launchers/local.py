@@ -2,17 +2,20 @@
 
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from nemo_cdt.config import Config, Export, save
+from launchers.baseline import with_baseline
+from launchers.jobs import JOB, Job, remember
+from launchers.local_jobs import this_process
+from nemo_cdt.config import Config, save
 from nemo_cdt.describe import describe
 from nemo_cdt.doctor import training_blockers
 from nemo_cdt.mistakes import fail
@@ -25,7 +28,7 @@ def launch_local(config: Config) -> None:
     """Train ``config``, then its ``compare_to``; write the report; print what OUTPUT holds."""
     for blocker in training_blockers():
         fail(blocker)
-    for run in [config, *_baseline(config)]:
+    for run in with_baseline(config):
         _train(run)
     if config.report:
         from nemo_cdt.report import write_report
@@ -34,49 +37,33 @@ def launch_local(config: Config) -> None:
     print(f"\n{config.name} is done. {config.output} holds", *_table(_written(config)), sep="\n  ", flush=True)
 
 
-def _baseline(config: Config) -> list[Config]:
-    """The run that differs from ``config`` in its objective alone, if one is asked for."""
-    if config.compare_to is None:
-        return []
-    return [
-        replace(
-            config,
-            name=f"{config.name}/{config.compare_to}",
-            output=str(Path(config.output, "baseline")),
-            objective=replace(config.objective, name=config.compare_to),
-            compare_to=None,
-            report=False,
-            export=Export(),
-        )
-    ]
-
-
 def _train(config: Config) -> None:
     """Train one run; where it fails before it wrote anything, OUTPUT is free for the next."""
     file = Path(config.output, "config.yaml")
     save(config, file)
+    remember(Job(config.launcher, config.output, this_process()))
     print(f"\n{config.name}, in {config.output}", *_table(describe(config)), sep="\n  ", flush=True)
     try:
-        if config.trainer.world_size == 1:
+        if config.trainer.world_size == 1 and not config.launcher.max_restarts:
             from nemo_cdt.nemo.train import train
 
             train(config)
         else:
-            _train_in_processes(file, config.trainer.devices)
+            _train_in_processes(file, config.trainer.devices, config.launcher.max_restarts)
     except BaseException:
-        if list(file.parent.iterdir()) == [file]:
-            file.unlink()
-            file.parent.rmdir()
+        if {path.name for path in file.parent.iterdir()} == {file.name, JOB}:
+            shutil.rmtree(file.parent)
         raise
 
 
-def _train_in_processes(file: Path, devices: int) -> None:
+def _train_in_processes(file: Path, devices: int, max_restarts: int) -> None:
     """SystemExit where they fail: with 2 for the mistake of a user that one of them names, else with 1."""
-    records = Path(tempfile.mkdtemp(dir=_nemo_run_home().name))
+    records = Path(tempfile.mkdtemp(dir=nemo_run_home().name))
     warnings.filterwarnings("ignore", PYNVML)
     import nemo_run
 
-    executor = nemo_run.LocalExecutor(ntasks_per_node=devices, launcher="torchrun", env_vars=_environment())
+    variables = _environment() | {"PET_MAX_RESTARTS": str(max_restarts)}  # torchrun's --max-restarts
+    executor = nemo_run.LocalExecutor(ntasks_per_node=devices, launcher="torchrun", env_vars=variables)
     script = nemo_run.Script(path=TRAIN, m=True, entrypoint="python", args=[str(file)])
     experiment = nemo_run.Experiment(
         "train", executor, log_level="ERROR", base_dir=str(records), clean_mode=True, skip_status_at_exit=True
@@ -91,7 +78,7 @@ def _train_in_processes(file: Path, devices: int) -> None:
 
 
 @cache
-def _nemo_run_home() -> tempfile.TemporaryDirectory[str]:
+def nemo_run_home() -> tempfile.TemporaryDirectory[str]:
     """NeMo-Run's records of jobs: it would keep them in the user's home folder. It reads where when first imported."""
     home = tempfile.TemporaryDirectory(prefix="nemo_run-")
     os.environ["NEMORUN_HOME"] = home.name
@@ -148,6 +135,7 @@ CONTENTS = {
     "baseline": "the run that this one is compared to",
     "config.yaml": "the whole configuration",
     "versions.json": "with what it was made",
+    "job.json": "for nemo-cdt status, logs and cancel",
     "tokenizer": "for the checkpoints",
 }
 

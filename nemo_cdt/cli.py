@@ -37,6 +37,16 @@ def _parser() -> argparse.ArgumentParser:
         help="the recipe's, which hold; cluster.gpus=N, cluster.gpu=a100|h100|h200|b200, output=FILE for all as JSON",
     )
     plan.set_defaults(verb=_plan)
+    for name, explanation in (
+        ("status", "say how the job of a run stands, whatever launched it"),
+        ("logs", "print the log of a run's job"),
+        ("cancel", "end a run's job; a local one saves first"),
+    ):
+        verb = verbs.add_parser(name, help=explanation)
+        verb.add_argument("run", type=Path, metavar="RUN", help="the run's output, as the launcher was given it")
+        verb.set_defaults(verb=_job, name=name, follow=False)
+        if name == "logs":
+            verb.add_argument("-f", "--follow", action="store_true", help="until the job ends")
     return parser
 
 
@@ -72,3 +82,11 @@ def _plan(parsed: argparse.Namespace) -> int:
         write_whole(request.output, as_json(found, request))
     print(table(found, request))
     return 0
+
+
+def _job(parsed: argparse.Namespace) -> int:
+    from launchers import jobs
+
+    if parsed.name == "logs":
+        return jobs.logs(parsed.run, parsed.follow)
+    return {"status": jobs.status, "cancel": jobs.cancel}[parsed.name](parsed.run)

@@ -6,23 +6,19 @@ Hydra checks names and types against these dataclasses; :mod:`nemo_cdt.validatio
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any, Optional, cast
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nemo_cdt.enums import StrEnum
+from nemo_cdt.launcher import Launcher
+
 PROFILED_STEP = 4
 """By then memory is allocated and kernels are chosen."""
 
 # Hydra reads `Optional[int]` but not `int | None` in a structured config, hence the older spelling here.
-
-
-class StrEnum(str, Enum):
-    """``enum.StrEnum`` of Python 3.11, for 3.10."""
-
-    __str__ = str.__str__
 
 
 class ObjectiveName(StrEnum):
@@ -87,10 +83,6 @@ class DetectionRecompute(StrEnum):
 class Schedule(StrEnum):
     cosine = "cosine"
     constant = "constant"
-
-
-class LauncherName(StrEnum):
-    local = "local"
 
 
 class LoraTarget(StrEnum):
@@ -232,11 +224,6 @@ class Init:
 @dataclass(kw_only=True, slots=True)
 class Export:
     hf: Optional[str] = None
-
-
-@dataclass(kw_only=True, slots=True)
-class Launcher:
-    name: LauncherName = LauncherName.local
 
 
 @dataclass(kw_only=True, slots=True)

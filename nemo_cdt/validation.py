@@ -14,7 +14,6 @@ from nemo_cdt.config import (
     ContextComm,
     DataName,
     DetectionRecompute,
-    LauncherName,
     Lora,
     LoraTarget,
     Model,
@@ -24,6 +23,7 @@ from nemo_cdt.config import (
     Trainer,
     walk,
 )
+from nemo_cdt.launcher import LauncherName, check_launcher
 from nemo_cdt.resumption import earlier_attempt, require_same_run
 
 MAY_BE_ZERO = {
@@ -44,18 +44,32 @@ MAY_BE_ZERO = {
     "optim.clip_grad",
     "optim.beta1",
     "optim.beta2",
+    "launcher.max_restarts",
+    "launcher.requeues",
 }
 HOPS = {3, 4}
 
 
-def validate(config: Config) -> None:
-    """Raise ValueError for a run that cannot be. Call it once, before OUTPUT is made: OUTPUT must not hold a run."""
+def validate(config: Config, site: str = "launcher") -> None:
+    """Raise ValueError for a run that cannot be. Call it once, before OUTPUT is made: OUTPUT must not hold a run.
+
+    The files of a run that a launcher starts elsewhere are checked there, by :func:`check_files`. ``site`` is the file
+    that has what is missing.
+    """
+    check_launcher(config.launcher, config.name, config.output, site)
     validate_values(config)
     validate_layout(config)
     _check_lora(config)
     _check_data(config)
+    if not config.launcher.elsewhere:
+        check_files(config)
+        _check_output(config)
+
+
+def check_files(config: Config) -> None:
+    """Raise ValueError for a file of ``data``, ``init`` or ``model`` that is not as it must be."""
+    _check_data_files(config)
     _check_sources(config)
-    _check_output(config)
 
 
 def validate_values(config: Config) -> None:
@@ -337,6 +351,10 @@ def _check_data(config: Config) -> None:
         f"data.validation_samples={data.validation_samples} must be a multiple of trainer.global_batch_size={whole}, "
         f"or the rest is never validated on: set data.validation_samples={_nearest(data.validation_samples, whole)}",
     )
+
+
+def _check_data_files(config: Config) -> None:
+    data = config.data
     for name, path in (("data.path", data.path), ("data.validation_path", data.validation_path)):
         if path is not None:
             _check_readable(name, Path(path), folder=data.name is DataName.multihop)

@@ -5,6 +5,7 @@ python recipes/cdt_llama31.py --help     # groups and keys
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
@@ -16,10 +17,14 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from launchers import launch
+from launchers.site import site_file, with_site
 from nemo_cdt.config import Config, typed
 from nemo_cdt.mistakes import fail, reported
 from nemo_cdt.overrides import explain
 from nemo_cdt.validation import validate
+
+SAME_IN_ALL = {"name", "output", "resume"}
+"""Keys of a sweep that are in no point's name."""
 
 ConfigStore.instance().store(name="schema", node=Config)
 
@@ -27,8 +32,8 @@ ConfigStore.instance().store(name="schema", node=Config)
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 def run(composed: DictConfig) -> None:
     with reported():
-        config = _config(composed)
-        validate(config)
+        config = with_site(_config(composed))
+        validate(config, site=str(site_file(config)))
         launch(config)
 
 
@@ -36,10 +41,18 @@ def _config(composed: DictConfig) -> Config:
     """The run that was composed. Each point of a sweep has a folder of its own in OUTPUT, named by its overrides."""
     try:
         if HydraConfig.get().mode is RunMode.MULTIRUN:
-            composed.output = str(Path(composed.output, HydraConfig.get().job.override_dirname.replace("/", "_")))
+            composed.output = str(Path(composed.output, _point(HydraConfig.get().overrides.task)))
+            composed.launcher.follow = composed.launcher.follow and composed.launcher.name == "local"
         return typed(composed)
     except OmegaConfBaseException as error:
         fail(explain(error))
+
+
+def _point(overrides: Sequence[str]) -> str:
+    """A point of a sweep by what sets it apart; where it runs does not."""
+    keys = {override: override.lstrip("+~").partition("=")[0] for override in overrides}
+    chosen = (o for o, key in keys.items() if key not in SAME_IN_ALL and not key.startswith("launcher"))
+    return ",".join(sorted(chosen)).replace("/", "_")
 
 
 def main() -> None:

@@ -19,6 +19,8 @@ def main() -> None:
             Path("/rows/that/are/not/there.jsonl").read_text()
     if config.name == "bug" and rank == "1":
         raise RuntimeError("a bug of rank 1")
+    if config.name == "fragile" and rank == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        raise RuntimeError("not at the first attempt")
     if config.name == "endless":
         time.sleep(600)
 

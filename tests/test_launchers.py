@@ -100,7 +100,7 @@ def test_a_run_that_fails_before_it_writes_leaves_its_output_free(tmp_path, monk
 
 
 def test_a_run_that_fails_later_keeps_what_it_wrote(tmp_path, monkeypatch):
-    def write_then_fail(file: Path, _: int) -> None:
+    def write_then_fail(file: Path, *_: object) -> None:
         file.with_name("metrics.jsonl").write_text("{}")
         raise SystemExit(1)
 
@@ -111,4 +111,4 @@ def test_a_run_that_fails_later_keeps_what_it_wrote(tmp_path, monkeypatch):
     with pytest.raises(SystemExit):
         local.launch_local(config)
 
-    assert {file.name for file in (tmp_path / "run").iterdir()} == {"config.yaml", "metrics.jsonl"}
+    assert {file.name for file in (tmp_path / "run").iterdir()} == {"config.yaml", "job.json", "metrics.jsonl"}

@@ -2,6 +2,7 @@
 
 import gc
 import logging as python_logging
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -157,7 +158,7 @@ def _trainer(config: Config, on_gpu: bool, sample: SampleWriter, lora: Adapters 
             "bf16-mixed" if settings.precision is Precision.bf16 else "32",
             grad_reduce_in_fp32=settings.grad_dtype is Precision.fp32,
         ),
-        callbacks=[*callbacks, Truncation(), Progress(), *_profile(config)],
+        callbacks=[*callbacks, Truncation(), Progress(), *_profile(config), *_heartbeats(config)],
     )
     trainer.fit_loop.epoch_loop = TrainingLoop(trainer, trainer.min_steps, trainer.max_steps)
     return trainer
@@ -177,6 +178,15 @@ def _detection(config: Config, on_gpu: bool) -> Recompute:
 
 def _profile(config: Config) -> list[L.Callback]:
     return [Profile(Path(config.output, "profile"))] if config.trainer.profile else []
+
+
+def _heartbeats(config: Config) -> list[L.Callback]:
+    """Where nvidia-resiliency-ext's launcher watches this rank, it must hear from it."""
+    if "FT_RANK_MONITOR_IPC_SOCKET" not in os.environ:
+        return []
+    from nemo_cdt.nemo.heartbeats import Heartbeats
+
+    return [Heartbeats(autoresume=False, calculate_timeouts=False, exp_dir=config.output)]
 
 
 def _validation_micro_batches(config: Config) -> int:

@@ -5,6 +5,7 @@ Run as a module by torchrun, one process a device:  python -m nemo_cdt.nemo.trai
 Imports nothing heavy by itself: Megatron's checkpoint writer starts a process that imports the main module again.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,7 +68,9 @@ def _fit(config: Config, on_gpu: bool) -> None:
 
 def main() -> None:
     with reported():
-        train(load(Path(sys.argv[1])))
+        config = load(Path(sys.argv[1]))
+        config.resume |= int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # from what the last attempt saved
+        train(config)
 
 
 if __name__ == "__main__":

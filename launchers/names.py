@@ -1,0 +1,34 @@
+"""What a job is called, and what its processes find in their environment."""
+
+import hashlib
+import re
+
+from nemo_cdt.config import Accelerator, Config
+from nemo_cdt.launcher import Fabric
+
+
+def job_name(config: Config) -> str:
+    """A name for any scheduler: lower case letters, digits and -, at most 40. Points of a sweep differ in OUTPUT."""
+    slug = re.sub(r"[^a-z0-9]+", "-", config.name.lower()).strip("-")[:31].strip("-")
+    return f"{slug or 'run'}-{hashlib.sha256(config.output.encode()).hexdigest()[:8]}"
+
+
+def gpus(config: Config) -> int:
+    """GPUs of one node that the run asks its scheduler for."""
+    return 0 if config.trainer.accelerator is Accelerator.cpu else config.trainer.devices
+
+
+def environment(config: Config) -> dict[str, str]:
+    """Of every process, NCCL's settings first, so that ``launcher.env`` can replace them."""
+    launcher, found = config.launcher, {"PYTHONUNBUFFERED": "1"}
+    if gpus(config):
+        found |= {
+            "TORCH_NCCL_AVOID_RECORD_STREAMS": "1",  # less memory held for collectives
+            "NCCL_NVLS_ENABLE": "0",  # H100: its multicast buffers take memory of their own; A100 has none
+            "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron overlaps tensor and context parallelism only so
+        }
+        if config.trainer.num_nodes > 1 and launcher.fabric is Fabric.ethernet:
+            found["NCCL_IB_DISABLE"] = "1"
+    if launcher.interface:
+        found |= {"NCCL_SOCKET_IFNAME": launcher.interface, "GLOO_SOCKET_IFNAME": launcher.interface}
+    return found | launcher.env

@@ -1,0 +1,79 @@
+"""What is of a site alone, from a file of the user's own: never from this repository."""
+
+import os
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from nemo_cdt.config import Config
+from nemo_cdt.launcher import Launcher, LauncherName, keys_of
+
+OURS = {"name", "site", "dryrun", "follow", "max_restarts"}
+"""Keys that are of a run, not of a site."""
+
+
+def site_file(config: Config) -> Path:
+    """``launcher.site``, else $NEMO_CDT_SITE, else ~/.config/nemo_cdt/site.yaml."""
+    named = config.launcher.site or os.environ.get("NEMO_CDT_SITE")
+    return Path(named) if named else Path.home() / ".config/nemo_cdt/site.yaml"
+
+
+def with_site(config: Config) -> Config:
+    """``config`` with the site's values where ``launcher`` has none. The file has a section for each launcher::
+
+        slurm: {account: ..., partition: ..., image: ..., mounts: [...], env: {...}}
+        kubernetes: {namespace: ..., image: ..., workdir: ..., volumes: {...}}
+
+    A value may be ``${oc.env:NAME}``. Of ``env`` and other mappings the command line's entries win, one by one.
+
+    Raises:
+        ValueError: for a file that is named and missing, or a key that no site has.
+    """
+    launcher = config.launcher
+    if launcher.name is LauncherName.local:
+        return config
+    file = site_file(config)
+    if not file.exists():
+        if launcher.site or os.environ.get("NEMO_CDT_SITE"):
+            raise ValueError(f"{file}, the file of your site, does not exist: see launchers/README.md")
+        return config
+    given = _section(file, launcher.name)
+    unset = {key.name: getattr(Launcher(), key.name) for key in fields(Launcher)}
+    changes: dict[str, Any] = {}
+    for key, value in given.items():
+        if key not in keys_of(launcher.name) - OURS:
+            raise ValueError(f"{file}: {launcher.name}.{key} is no key of launcher={launcher.name}")
+        here = getattr(launcher, key)
+        if isinstance(here, dict):
+            changes[key] = value | here
+        elif here == unset[key]:
+            changes[key] = value
+    return replace(config, launcher=_typed(replace(launcher, **changes), file))
+
+
+def _section(file: Path, name: LauncherName) -> dict[str, Any]:
+    try:
+        loaded = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    except (OmegaConfBaseException, YAMLError, OSError) as error:
+        raise ValueError(f"{file}: {str(error).splitlines()[0]}") from error
+    section = (loaded or {}).get(name.value, {}) if isinstance(loaded, dict) else None
+    if not isinstance(section, dict):
+        raise ValueError(f"{file} must have a section {name}: with keys of launcher={name}")
+    return section
+
+
+def _typed(launcher: Launcher, file: Path) -> Launcher:
+    """With every value of its key's type, as Hydra checks those of ``conf/``."""
+    plain = OmegaConf.structured(Launcher())
+    for key in fields(Launcher):
+        try:
+            plain[key.name] = getattr(launcher, key.name)
+        except OmegaConfBaseException as error:
+            raise ValueError(f"{file}: {key.name}: {str(error).splitlines()[0]}") from error
+    typed = OmegaConf.to_object(plain)
+    assert isinstance(typed, Launcher)
+    return typed

@@ -1,0 +1,130 @@
+"""A run as a job of Slurm: a script for ``sbatch``, or NeMo-Run's executor, from the same configuration.
+
+One task a node, which is launchers/node.py: it starts torchrun there. Slurm sends SIGTERM ``launcher.grace`` seconds
+before a job's time is over, and when it preempts: the run saves and exits with 143, and the job is requeued.
+"""
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from launchers.names import environment, gpus, job_name
+from nemo_cdt.config import Config
+from nemo_cdt.launcher import Submit
+
+
+def render(config: Config) -> str:
+    """The script, and the commands that submit it."""
+    if config.launcher.submit is Submit.sbatch:
+        commands = [submission(config, f"$job{i}" if i else None) for i in range(config.launcher.chain)]
+        return script(config) + "".join(f"\n# job{i + 1}=$({command})" for i, command in enumerate(commands)) + "\n"
+    from launchers.slurm_nemo_run import dryrun
+
+    return dryrun(config)
+
+
+def script(config: Config) -> str:
+    """What ``sbatch`` takes, for people who do not use NeMo-Run."""
+    template = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    template.filters["quote"] = lambda value: shlex.quote(str(value))
+    launcher, folder = config.launcher, logs(config)
+    ours = {"job-name": job_name(config), "output": f"{folder}/{'%A_%a' if launcher.array else '%j'}.out"}
+    flags = {"nodes": config.trainer.num_nodes, "ntasks-per-node": 1, "open-mode": "append", "requeue": True}
+    theirs = {key.replace("_", "-"): value for key, value in resources(config).items()}
+    return (
+        template.get_template("slurm.sh.j2").render(
+            flags=dict(sorted((ours | flags | theirs).items())),
+            setup=setup(config),
+            srun=[*srun(config), *_container(config)],
+            command=command(config),
+            requeues=launcher.requeues,
+        )
+        + "\n"
+    )
+
+
+def submission(config: Config, after: str | None) -> str:
+    """The command that submits the script: as it is, or to start where job ``after`` did not reach the end."""
+    depends = f" --dependency=afternotok:{after} --kill-on-invalid-dep=yes" if after else ""
+    return f"sbatch --parsable{depends} {shlex.quote(f'{logs(config)}/job.sh')}"
+
+
+def resources(config: Config) -> dict[str, Any]:
+    """Flags of ``sbatch`` and fields of NeMo-Run's executor, by the executor's names; without those that are unset."""
+    launcher = config.launcher
+    wanted = {
+        "account": launcher.account,
+        "partition": launcher.partition,
+        "qos": launcher.qos,
+        "time": launcher.time,
+        "constraint": launcher.constraint,
+        "exclude": launcher.exclude,
+        "mem": launcher.mem,
+        "cpus_per_task": launcher.cpus_per_task,
+        "exclusive": launcher.exclusive,
+        "gpus_per_node": gpus(config) if launcher.request_gpus else None,
+        "array": launcher.array,
+        "signal": f"TERM@{launcher.grace}",
+    }
+    return {key: value for key, value in wanted.items() if value}
+
+
+def setup(config: Config) -> list[str]:
+    """Shell lines before ``srun``: what the site needs, the environment, the folder."""
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in environment(config).items()]
+    return [*config.launcher.setup, *exports, f"cd {shlex.quote(workdir(config))} || exit 1"]
+
+
+def srun(config: Config) -> list[str]:
+    """A node that saved and left must not end another one that still saves."""
+    return ["--kill-on-bad-exit=0", f"--wait={config.launcher.grace}"]
+
+
+def _container(config: Config) -> list[str]:
+    """Pyxis' options; none without an image."""
+    launcher = config.launcher
+    if launcher.image is None:
+        return []
+    return [
+        f"--container-image={launcher.image}",
+        f"--container-mounts={','.join(mounts(config))}",
+        f"--container-workdir={workdir(config)}",
+    ]
+
+
+def mounts(config: Config) -> list[str]:
+    """The site's, and the folder in which the run is."""
+    folder = workdir(config)
+    return [*config.launcher.mounts, f"{folder}:{folder}"]
+
+
+def command(config: Config) -> list[str]:
+    return [config.launcher.python, "-m", "launchers.node", str(config_file(config))]
+
+
+def workdir(config: Config) -> str:
+    """Where relative paths begin, for the job; on a login node that is this folder."""
+    return str(config.launcher.workdir if config.launcher.elsewhere else Path.cwd())
+
+
+def output(config: Config) -> Path:
+    return Path(workdir(config), config.output)
+
+
+def logs(config: Config) -> Path:
+    """Of the scheduler: the script too."""
+    return output(config) / "slurm"
+
+
+def config_file(config: Config) -> Path:
+    return output(config) / "config.yaml"
+
+
+def as_it_runs(config: Config) -> Config:
+    """What the job reads: it goes on from what an earlier attempt has saved."""
+    return replace(config, resume=True, launcher=replace(config.launcher, workdir=workdir(config)))

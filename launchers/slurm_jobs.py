@@ -1,0 +1,102 @@
+"""Jobs of Slurm, by its own commands: on this machine, or on a login node over SSH."""
+
+import csv
+import shlex
+import tempfile
+from pathlib import Path
+
+from launchers import slurm, slurm_nemo_run
+from launchers.jobs import Job, State
+from launchers.local import nemo_run_home
+from nemo_cdt.config import Config, save
+from nemo_cdt.launcher import Launcher, Submit
+
+FIELDS = "JobID,State,ExitCode,Elapsed,NodeList"
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
+"""States after which Slurm runs a job no more. PREEMPTED is none: it comes back."""
+
+
+class Slurm:
+    def __init__(self, launcher: Launcher) -> None:
+        nemo_run_home()
+        self._tunnel = slurm_nemo_run.tunnel(launcher)
+        self._read: dict[str, int] = {}  # bytes of each log file
+
+    def submit(self, config: Config) -> list[str]:
+        """Raises ValueError where OUTPUT holds a run that this one does not resume, and for what Slurm refuses.
+
+        Then nothing is left of it.
+        """
+        file, folder = shlex.quote(str(slurm.config_file(config))), shlex.quote(str(slurm.logs(config)))
+        if not config.resume and self._run(f"test -e {file}", may_fail=True) is not None:
+            raise ValueError(f"output={config.output} already holds a run: set resume=true, or another output")
+        self._must(f"mkdir -p {folder}")
+        try:
+            self._write(config)
+            return self._submit(config)
+        except BaseException:
+            if not config.resume:
+                self._run(f"rm -rf {file} {folder}; rmdir {shlex.quote(str(slurm.output(config)))}", may_fail=True)
+            raise
+
+    def _write(self, config: Config) -> None:
+        """Into OUTPUT, on the cluster."""
+        with tempfile.TemporaryDirectory(prefix="nemo_cdt-") as local:
+            save(slurm.as_it_runs(config), Path(local, "config.yaml"))
+            Path(local, "job.sh").write_text(slurm.script(config), encoding="utf-8")
+            self._tunnel.put(f"{local}/config.yaml", str(slurm.config_file(config)))
+            self._tunnel.put(f"{local}/job.sh", str(slurm.logs(config) / "job.sh"))
+
+    def _submit(self, config: Config) -> list[str]:
+        if config.launcher.submit is Submit.nemo_run:
+            return slurm_nemo_run.submit(config)
+        ids: list[str] = []
+        for _ in range(config.launcher.chain):
+            # on several clusters of one Slurm it answers ID;CLUSTER
+            ids.append(self._must(slurm.submission(config, ids[-1] if ids else None)).split(";")[0].strip())
+        return ids
+
+    def state(self, job: Job) -> State:
+        """From Slurm's accounting; of a job that it does not know yet, the queue."""
+        table = self._must(f"sacct --allocations --parsable2 --format={FIELDS} --jobs={','.join(job.ids)}")
+        rows = list(csv.DictReader(table.splitlines(), delimiter="|"))
+        states = {row["JobID"]: row["State"].split()[0] for row in rows}
+        lines = [
+            f"job {row['JobID']}: {row['State']}, {row['Elapsed']}, on {row['NodeList']}, exit code {row['ExitCode']}"
+            for row in rows
+        ]
+        one_is_enough = len(job.ids) > 1  # of a chain
+        succeeded = (any if one_is_enough else all)(state == "COMPLETED" for state in states.values()) and bool(states)
+        # accounting may know nothing of a job that was cancelled before its turn, or was only just submitted
+        queued = self._run(f"squeue --noheader --format=%A --jobs={','.join(job.ids)}", may_fail=True) or ""
+        ended = bool(states) and not queued.strip() and all(state in ENDED for state in states.values())
+        ended |= one_is_enough and succeeded
+        lines = lines or [f"job {' '.join(job.ids)}: Slurm does not know it yet"]
+        return State(lines, ", ".join(f"{identity} {state}" for identity, state in states.items()), ended, succeeded)
+
+    def new_log(self, job: Job) -> str:
+        """What the jobs have written since the last call."""
+        folder = shlex.quote(str(Path(job.launcher.workdir or "", job.output, "slurm")))
+        listed = self._run(f"find {folder} -name '*.out' -size +0 | sort", may_fail=True) or ""
+        text = ""
+        for file in listed.splitlines():
+            start = self._read.get(file, 0)
+            new = self._run(f"tail -c +{start + 1} {shlex.quote(file)}", may_fail=True) or ""
+            self._read[file] = start + len(new.encode())
+            text += new
+        return text
+
+    def cancel(self, job: Job) -> None:
+        self._must(f"scancel {' '.join(map(shlex.quote, job.ids))}")
+
+    def _must(self, command: str) -> str:
+        """What it prints. Raises ValueError with what it complains of."""
+        done = self._tunnel.run(command, warn=True, in_stream=False)
+        if done.return_code:
+            raise ValueError(f"{command.split()[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
+        return done.stdout
+
+    def _run(self, command: str, may_fail: bool = False) -> str | None:
+        """None where it fails, and may."""
+        done = self._tunnel.run(command, warn=may_fail, in_stream=False)
+        return None if done.return_code else done.stdout

@@ -1,0 +1,114 @@
+"""The job of launchers/slurm.py through NeMo-Run's SlurmExecutor, on a login node or over SSH.
+
+Known of NeMo-Run 0.11: it writes ``env_vars`` unquoted and in capitals, so the environment is part of ``setup_lines``;
+it requeues after any failure, ``retries`` times; with its torchrun launcher every job meets at one port.
+"""
+
+import getpass
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launchers import slurm
+from launchers.names import job_name
+from nemo_cdt.config import Config
+from nemo_cdt.launcher import Launcher
+
+if TYPE_CHECKING:
+    from nemo_run import Experiment, LocalTunnel, SlurmExecutor, SSHTunnel
+
+TASK = "train"
+
+
+def dryrun(config: Config) -> str:
+    """The scripts that NeMo-Run would submit, in their order."""
+    with _experiment(config) as (experiment, folder):
+        experiment.dryrun(log=False, delete_exp_dir=False)
+        scripts = sorted(folder.rglob("*_sbatch.sh"))
+        text = "\n".join(file.read_text(encoding="utf-8") for file in scripts)
+    return text.replace(str(folder), str(slurm.logs(config)))
+
+
+def submit(config: Config) -> list[str]:
+    """Job ids, in the order of the chain. Raises ValueError for what Slurm refuses."""
+    from invoke.exceptions import UnexpectedExit
+
+    with _experiment(config) as (experiment, _):
+        try:
+            experiment.run(detach=True)
+        except UnexpectedExit as error:
+            raise ValueError(f"sbatch failed: {error.result.stderr.strip()}") from error
+        return [job.handle.split("/")[-1] for job in experiment.jobs]
+
+
+def tunnel(launcher: Launcher, job_dir: str = "") -> "LocalTunnel | SSHTunnel":
+    """A shell on the login node: this machine's, or one over SSH."""
+    import nemo_run
+
+    if launcher.host is None:
+        return nemo_run.LocalTunnel(job_dir=job_dir)
+    user = launcher.user or getpass.getuser()
+    return nemo_run.SSHTunnel(host=launcher.host, user=user, identity=launcher.identity, job_dir=job_dir)
+
+
+@contextmanager
+def _experiment(config: Config) -> "Iterator[tuple[Experiment, Path]]":
+    """The chain's jobs, not yet submitted, and the folder of NeMo-Run's files about them."""
+    from launchers.local import nemo_run_home
+
+    nemo_run_home()
+    import nemo_run
+
+    launcher, title = config.launcher, job_name(config)
+    with tempfile.TemporaryDirectory(prefix="nemo_cdt-") as temporary:
+        dry, away = launcher.dryrun, launcher.host is not None
+        folder = Path(temporary) if dry or away else slurm.logs(config)
+        experiment = nemo_run.Experiment(
+            title,
+            id=title if dry else None,
+            base_dir=str(folder),
+            log_level="ERROR",
+            clean_mode=True,
+            enable_goodbye_message=False,
+            skip_status_at_exit=True,
+        )
+        with experiment:
+            for index in range(launcher.chain):
+                experiment.add(
+                    nemo_run.Script(
+                        path="launchers.node", m=True, entrypoint=launcher.python, args=slurm.command(config)[3:]
+                    ),
+                    executor=_executor(config, folder),
+                    name=f"{TASK}-{index + 1}" if launcher.chain > 1 else TASK,
+                    dependencies=[f"{TASK}-{index}"] if index else None,
+                )
+            yield experiment, folder
+
+
+def _executor(config: Config, folder: Path) -> "SlurmExecutor":
+    import nemo_run
+
+    launcher = config.launcher
+    return nemo_run.SlurmExecutor(
+        **slurm.resources(config) | {"account": launcher.account or None, "time": launcher.time},
+        nodes=config.trainer.num_nodes,
+        ntasks_per_node=1,
+        job_name_prefix=f"{job_name(config)}.",
+        container_image=launcher.image,
+        container_mounts=slurm.mounts(config) if launcher.image else [],
+        setup_lines="\n".join(slurm.setup(config)),
+        srun_args=slurm.srun(config),
+        retries=launcher.requeues,
+        packager=nemo_run.Packager(),
+        tunnel=tunnel(launcher, _job_dir(config, folder)),
+        dependency_type="afternotok",
+        additional_parameters={"kill_on_invalid_dep": "yes"} if launcher.chain > 1 else None,
+        poll_estimated_start_time=False,
+    )
+
+
+def _job_dir(config: Config, folder: Path) -> str:
+    """Where NeMo-Run puts a job's files on the cluster; on this machine they must be where it has made them."""
+    return str(slurm.logs(config) if config.launcher.elsewhere else folder / "experiments")

@@ -1,0 +1,43 @@
+"""One rank of a run on a cluster, as launchers/node.py starts it: preflight, then training from the last checkpoint.
+
+Imports nothing heavy by itself: Megatron's checkpoint writer starts a process that imports the main module again.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from nemo_cdt.config import load
+from nemo_cdt.mistakes import reported
+
+
+def main() -> None:
+    file = Path(sys.argv[1])
+    refused = file.with_suffix(".refused")
+    if refused.exists():  # torchrun starts a rank again after a user's mistake too
+        raise SystemExit(2)
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    try:
+        record(train)(file)
+    except SystemExit as exit:
+        if exit.code == 2:
+            refused.touch()
+        raise
+
+
+def train(file: Path) -> None:
+    from nemo_cdt.nemo import train as training
+
+    with reported():
+        from launchers.preflight import preflight
+
+        config = load(file)
+        store = preflight(config, os.environ)
+        config.resume = True  # from what an earlier attempt of this job saved, if it did
+        training.train(config)
+        del store
+
+
+if __name__ == "__main__":
+    main()

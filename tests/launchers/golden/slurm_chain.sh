@@ -1,0 +1,35 @@
+#!/bin/bash
+#SBATCH --account=science
+#SBATCH --gpus-per-node=8
+#SBATCH --job-name=sft-9beea1b0
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/lustre/me/runs/sft/slurm/%j.out
+#SBATCH --partition=gpu
+#SBATCH --qos=long
+#SBATCH --requeue
+#SBATCH --signal=TERM@120
+#SBATCH --time=4:00:00
+
+module load cuda
+export PYTHONUNBUFFERED=1
+export TORCH_NCCL_AVOID_RECORD_STREAMS=1
+export NCCL_NVLS_ENABLE=0
+export CUDA_DEVICE_MAX_CONNECTIONS=1
+export DATA='a b; $HOME'
+cd /lustre/me || exit 1
+
+srun --kill-on-bad-exit=0 --wait=120 \
+  /opt/venv/bin/python -m launchers.node /lustre/me/runs/sft/config.yaml
+code=$?
+
+# 143: SIGTERM asked for the end, and the run has saved
+if [ "$code" -eq 143 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 3 ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
+
+# job1=$(sbatch --parsable /lustre/me/runs/sft/slurm/job.sh)
+# job2=$(sbatch --parsable --dependency=afternotok:$job1 --kill-on-invalid-dep=yes /lustre/me/runs/sft/slurm/job.sh)
+# job3=$(sbatch --parsable --dependency=afternotok:$job2 --kill-on-invalid-dep=yes /lustre/me/runs/sft/slurm/job.sh)

@@ -1,0 +1,56 @@
+"""A run of this machine's processes: started again, and seen from another terminal."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from launchers.jobs import cancel, logs, recall, status
+from nemo_cdt.launcher import Launcher
+from tests.test_launchers import start
+
+
+def test_a_rank_that_fails_once_is_started_again(tmp_path):
+    process = start(tmp_path / "run", "fragile", launcher=Launcher(max_restarts=1))
+    out, err = process.communicate(timeout=240)
+
+    assert process.returncode == 0, err
+    assert out.count("rank 1 of 2") == 2
+
+
+def test_a_running_run_is_seen_and_cancelled_from_elsewhere(tmp_path, capsys):
+    process = start(tmp_path / "run", "endless")
+    wait_for(tmp_path / "run/pid1")
+    (tmp_path / "run/metrics.jsonl").write_text('{"step": 1}\n{"st')
+
+    assert status(tmp_path / "run") == 0
+    assert f"process {process.pid} runs, 0 of 100 steps saved" in capsys.readouterr().out
+    logs(tmp_path / "run", following=False)
+    assert capsys.readouterr().out == '{"step": 1}\n'
+
+    cancel(tmp_path / "run")
+    process.communicate(timeout=120)
+    capsys.readouterr()
+
+    assert status(tmp_path / "run") == 1
+    assert "ended early, 0 of 100 steps saved" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="does not run"):
+        cancel(tmp_path / "run")
+
+
+def wait_for(file: Path) -> None:
+    deadline = time.monotonic() + 240
+    while not (file.exists() and file.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [(None, "has no job.json"), ("{", "job.json is damaged"), ("{}", "job.json is damaged")]
+)
+def test_a_folder_without_a_job_is_one_line(tmp_path, text, expected):
+    if text is not None:
+        (tmp_path / "job.json").write_text(text)
+
+    with pytest.raises(ValueError, match=expected):
+        recall(tmp_path)

@@ -1,0 +1,138 @@
+"""What a site's file gives, what a launcher lacks, and what none of them takes."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from launchers.site import with_site
+from nemo_cdt.config import Config
+from nemo_cdt.launcher import Launcher, LauncherName
+from nemo_cdt.validation import validate
+from tests.launchers.composed import SITE, run
+
+SLURM = ("launcher=slurm", "launcher.host=login", "launcher.workdir=/lustre/me")
+
+
+def site(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "site.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_the_command_line_is_before_the_site_and_mappings_are_joined():
+    launcher = run(*SLURM, "launcher.partition=debug", "+launcher.env.MINE=1").launcher
+
+    assert (launcher.account, launcher.partition) == ("science", "debug")
+    assert launcher.env == {"DATA": "a b; $HOME", "MINE": "1"}
+
+
+def test_a_value_may_come_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_ACCOUNT", "mine")
+    file = site(tmp_path, "slurm: {account: '${oc.env:MY_ACCOUNT}', partition: gpu}")
+
+    assert run(*SLURM, site=file).launcher.account == "mine"
+
+
+def test_the_file_is_named_by_the_environment_or_is_the_users_own(tmp_path, monkeypatch):
+    config = Config(launcher=Launcher(name=LauncherName.slurm))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("NEMO_CDT_SITE", raising=False)
+    assert with_site(config).launcher.account is None
+
+    (tmp_path / ".config/nemo_cdt").mkdir(parents=True)
+    (tmp_path / ".config/nemo_cdt/site.yaml").write_text("slurm: {account: home}")
+    assert with_site(config).launcher.account == "home"
+
+    monkeypatch.setenv("NEMO_CDT_SITE", str(SITE))
+    assert with_site(config).launcher.account == "science"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("slurm: {partition: gpu}", "launcher.account is missing: set account in {file}, or launcher.account here"),
+        ("slurm: {acount: a}", "{file}: slurm.acount is no key of launcher=slurm"),
+        ("slurm: {dryrun: true}", "{file}: slurm.dryrun is no key of launcher=slurm"),
+        ("slurm: {account: a, mounts: 3}", "{file}: mounts: "),
+        ("slurm: [account]", "{file} must have a section slurm: with keys of launcher=slurm"),
+        ("slurm: {account: '${oc.env:NOT_SET_ANYWHERE}'}", "{file}: KeyError raised while resolving interpolation"),
+        ("slurm: {", "{file}: while parsing"),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_line_that_names_it(tmp_path, text, expected):
+    file = site(tmp_path, text)
+
+    with pytest.raises(ValueError, match=re.escape(expected.format(file=file))) as raised:
+        run(*SLURM, site=file)
+
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_is_named_and_missing_is_no_silent_default(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere\.yaml, the file of your site, does not exist"):
+        run(*SLURM, site=tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("key", ["account=a", "dryrun=true", "image=i", "chain=2", "namespace=n"])
+def test_a_key_without_effect_is_refused(key):
+    name, _, value = key.partition("=")
+    launcher = Launcher(**{name: {"true": True, "2": 2}.get(value, value)})
+
+    with pytest.raises(ValueError, match=f"launcher.{name}=.* has no effect with launcher=local: remove it"):
+        validate(Config(launcher=launcher))
+
+
+def test_a_key_of_another_launcher_is_refused():
+    with pytest.raises(ValueError, match=r"launcher\.queue=q has no effect with launcher=slurm: remove it"):
+        run(*SLURM, "launcher.queue=q")
+
+
+EVIL = ("x; rm -rf ~", "x\nrm -rf ~", "$(id)", "`id`", "a b", "a/../../etc", "-rf", "", "%x", "a'b", 'a"b', "é\u2028")
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "kubernetes"])
+def test_a_name_that_a_shell_or_a_scheduler_would_misread_is_refused(launcher):
+    config = run(f"launcher={launcher}", *(SLURM[1:] if launcher == "slurm" else ()))
+
+    for key in ("name", "output"):
+        for value in EVIL:
+            refused(replace(config, **{key: value}), rf"^{key}")
+
+
+@pytest.mark.parametrize("key", ["account", "partition", "qos", "image", "python", "workdir", "time", "user", "host"])
+def test_a_value_that_is_no_word_is_refused(key, slurm):
+    for value in ("x\n#SBATCH --wrap=id", "a b", "$(id)", "`id`", "a;id", "a'b", 'a"b', "a\\b"):
+        refused(replace(slurm, launcher=replace(slurm.launcher, **{key: value})), rf"^launcher.{key}=")
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Config:
+    return run(*SLURM)
+
+
+def refused(config: Config, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected) as raised:
+        validate(config)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ["+launcher.env.WANDB_API_KEY=abc"],
+            "launcher.env.WANDB_API_KEY would be written into the job: set launcher.se",
+        ),
+        (["+launcher.env.a-b=c"], "'a-b' is no name of an environment variable"),
+        (["+launcher.secrets.TOKEN=hf_123"], "launcher.secrets.TOKEN is no reference: set it to SECRET/KEY"),
+        (["+launcher.volumes.data=relative"], "launcher.volumes.data=relative: set it to CLAIM: /PATH"),
+        (["launcher.kind=trainjob", "launcher.priority=high"], "launcher.priority=high has no place in a TrainJob"),
+        (["launcher.namespace=A_b"], "launcher.namespace='A_b' is no value for it"),
+        (["output=/elsewhere"], "output='/elsewhere' with launcher=kubernetes"),
+    ],
+)
+def test_what_kubernetes_or_a_secret_does_not_allow_is_refused(overrides, expected):
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        run("launcher=kubernetes", *overrides)

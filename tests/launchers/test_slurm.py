@@ -1,0 +1,188 @@
+"""Scripts of Slurm, golden; and a real Slurm of two virtual nodes, on which the demo runs, is preempted and goes on."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from launchers.jobs import render
+from launchers.slurm import script
+from tests.launchers import slurm_lab
+from tests.launchers.composed import EXPERIMENTS, run
+
+ROOT = Path(__file__).parents[2]
+MODEL = ("data.path=data/rows.jsonl", "init.hf=models/llama", "model.tokenizer=models/llama")
+AWAY = ("launcher=slurm", "launcher.host=login", "launcher.user=me", "launcher.workdir=/lustre/me")
+CASES = {
+    "slurm_chain": ["launcher.submit=sbatch", "launcher.chain=3", "launcher.time=4:00:00", "launcher.qos=long"],
+    "slurm_pyxis": [
+        "launcher.submit=sbatch",
+        "launcher.image=nvcr.io/nvidia/nemo:25.11",
+        "launcher.mounts=[/lustre/data:/data]",
+        "launcher.fabric=ethernet",
+        "launcher.interface=eth0",
+        "launcher.array=1-4%2",
+        "launcher.exclusive=true",
+    ],
+    "slurm_nemo_run": [
+        "launcher.submit=nemo_run",
+        "launcher.image=nvcr.io/nvidia/nemo:25.11",
+        "launcher.mounts=[/lustre/data:/data]",
+        "launcher.chain=2",
+    ],
+}
+
+
+@pytest.fixture(autouse=True)
+def no_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NeMo-Run's shell reads it, and pytest's stand-in does not let it."""
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_scripts_of_four_nodes_are_the_golden_ones(case, is_golden):
+    nodes = ("experiment=sft", "trainer.num_nodes=4", "parallel.context=4")
+    is_golden(f"{case}.sh", render(run(*AWAY, *nodes, *MODEL, "launcher.dryrun=true", *CASES[case])))
+
+
+@pytest.mark.parametrize("submit", ["sbatch", "nemo_run"])
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_renders_a_script_that_bash_reads(submit, experiment):
+    config = run(*AWAY, f"experiment={experiment}", *MODEL, f"launcher.submit={submit}", "launcher.dryrun=true")
+
+    text = render(config)
+
+    assert subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True).stderr == ""
+    assert f"-m launchers.node /lustre/me/{config.output}/config.yaml" in text
+
+
+def test_a_value_of_the_environment_is_one_word_whatever_is_in_it(tmp_path):
+    evil = 'a\'b "c" $HOME `id` ; touch pwned'
+    config = run(*AWAY, "launcher.submit=sbatch")
+    config.launcher.env["EVIL"] = evil
+
+    exports = "\n".join(line for line in script(config).splitlines() if line.startswith("export "))
+    done = subprocess.run(["bash"], input=f'{exports}\nprintf %s "$EVIL"', text=True, capture_output=True, cwd=tmp_path)
+
+    assert done.stdout == evil
+    assert list(tmp_path.iterdir()) == []
+
+
+# What follows needs the Slurm of Debian's packages, which .ci/run installs.
+
+SMALL = (
+    *("trainer.max_steps=6", "trainer.val_interval=3", "data.validation_samples=4", "trainer.checkpoint_interval=2"),
+    *("data.seq_length=640", "model.hidden_size=64", "model.ffn_hidden_size=128", "model.num_layers=2"),
+    *("optim.warmup_steps=1", "compare_to=null", "report=false", "export.hf=null", "trainer.accelerator=cpu"),
+)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    if lacking := slurm_lab.missing():
+        pytest.skip(f"a real Slurm needs {', '.join(lacking)}: .ci/run installs it, as root")
+    with slurm_lab.slurm(tmp_path_factory.mktemp("slurm")) as env:
+        yield env
+
+
+@pytest.fixture
+def recipe(cluster: dict[str, str], tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
+    site = {"account": "lab", "partition": "debug", "python": sys.executable, "request_gpus": False}
+    site["setup"] = [f"export PYTHONPATH={ROOT}", "export OMP_NUM_THREADS=1"]
+    (tmp_path / "site.yaml").write_text(json.dumps({"slurm": site}))
+    env = cluster | {"NEMO_CDT_SITE": str(tmp_path / "site.yaml"), "PYTHONPATH": str(ROOT)}
+
+    def start(*overrides: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, str(ROOT / "recipes/cdt_llama31.py"), "launcher=slurm", *SMALL, *overrides]
+        return subprocess.Popen(
+            command, env=env, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    return start
+
+
+def verb(env: dict[str, str], *arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", "from nemo_cdt.cli import main; raise SystemExit(main())", *arguments]
+    return subprocess.run(command, env=env | {"PYTHONPATH": str(ROOT)}, cwd=cwd, text=True, capture_output=True)
+
+
+def final_weights(output: Path) -> dict[str, bytes]:
+    import torch
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    reader = dcp.FileSystemReader(output / "checkpoints/last/weights")
+    entries = reader.read_metadata().state_dict_metadata
+    found = {k: torch.empty(v.size) for k, v in entries.items() if isinstance(v, TensorStorageMetadata)}
+    dcp.load(found, storage_reader=reader, no_dist=True)
+    return {name: tensor.numpy().tobytes() for name, tensor in found.items()}
+
+
+def test_the_demo_runs_on_two_nodes_and_a_preempted_one_ends_with_the_same_weights(cluster, recipe, tmp_path):
+    """One through NeMo-Run; one by our script in a container's options, preempted after its first checkpoint."""
+    plain = recipe("name=plain", "trainer.num_nodes=2", "launcher.submit=nemo_run")
+    out, _ = plain.communicate(timeout=600)
+    assert plain.returncode == 0, out
+    assert "COMPLETED" in out
+
+    pyxis = (f"launcher.image={tmp_path}/nemo.sqsh", "launcher.mounts=[/tmp:/tmp]")
+    preempted = recipe("name=preempted", "trainer.num_nodes=2", "launcher.submit=sbatch", *pyxis)
+    wait_for(tmp_path / "runs/preempted/checkpoints/last", preempted)
+    (identity,) = json.loads((tmp_path / "runs/preempted/job.json").read_text())["ids"]
+    subprocess.run(["scancel", "--signal=TERM", identity], env=cluster, check=True)
+    out, _ = preempted.communicate(timeout=600)
+
+    assert preempted.returncode == 0, out
+    assert re.search(r"stopped by SIGTERM with \d steps saved", out), out
+    assert restarts(cluster, identity) == 1
+    assert final_weights(tmp_path / "runs/preempted") == final_weights(tmp_path / "runs/plain")
+
+    shown = verb(cluster, "status", "runs/preempted", cwd=tmp_path)
+    assert (shown.returncode, f"job {identity}: COMPLETED" in shown.stdout) == (0, True)
+    assert "step 6/6" in verb(cluster, "logs", "runs/plain", cwd=tmp_path).stdout
+
+
+def restarts(env: dict[str, str], identity: str) -> int:
+    shown = subprocess.run(["scontrol", "show", "job", identity], env=env, text=True, capture_output=True).stdout
+    return int(re.search(r"Restarts=(\d+)", shown)[1])
+
+
+def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 600
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"no {path}"
+        time.sleep(0.05)
+
+
+def test_a_mistake_ends_the_job_with_its_words_and_a_running_job_is_cancelled(cluster, recipe, tmp_path):
+    mistaken = recipe("name=mistaken", "data.seq_length=64", "launcher.submit=sbatch")
+    endless = recipe("name=endless", "trainer.max_steps=100000", "launcher.submit=sbatch", "launcher.chain=2")
+    wait_for(tmp_path / "runs/endless/job.json", endless)
+
+    assert verb(cluster, "cancel", "runs/endless", cwd=tmp_path).returncode == 0
+    out, _ = endless.communicate(timeout=600)
+    assert endless.returncode == 1, out
+    assert "CANCELLED" in out
+    assert b"endless" not in subprocess.run(["squeue", "-h", "-o", "%j"], env=cluster, capture_output=True).stdout
+
+    out, _ = mistaken.communicate(timeout=600)
+    assert mistaken.returncode == 1
+    assert "error: data.seq_length=64 is too short for the facts" in out
+    assert "exit code 2:0" in out
+
+
+@pytest.mark.parametrize("submit", ["sbatch", "nemo_run"])
+def test_what_slurm_refuses_is_one_line_and_leaves_nothing(submit, recipe, tmp_path):
+    refused = recipe("launcher.partition=nowhere", f"launcher.submit={submit}")
+    out, _ = refused.communicate(timeout=600)
+
+    assert refused.returncode == 2, out
+    assert re.search(r"^error: sbatch failed: .*invalid partition specified: nowhere", out, re.MULTILINE)
+    assert not (tmp_path / "runs/demo").exists()
