@@ -6,12 +6,14 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from launchers.site import with_site
 from nemo_cdt.config import Config, Lora, LoraTarget, typed
 from nemo_cdt.describe import describe
 from nemo_cdt.overrides import explain
 from nemo_cdt.validation import validate
 
 CONF = Path(__file__).parents[1] / "conf"
+SITE = Path(__file__).with_name("launchers") / "site.yaml"
 OPTIONS = [
     f"{file.parent.name}={file.stem}"
     for file in sorted(CONF.glob("*/*.yaml"))
@@ -36,7 +38,9 @@ def composed(*overrides: str) -> Config:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_of_every_group_composes_to_a_run(option):
-    validate(composed(option, "data.path=rows.jsonl", "compare_to=null", "init.hf=llama"))
+    group, _, name = option.partition("=")
+    site = [f"launcher.site={SITE}"] if group == "launcher" and name != "local" else []
+    validate(with_site(composed(option, "data.path=rows.jsonl", "compare_to=null", "init.hf=llama", *site)))
 
 
 def test_without_arguments_the_run_is_the_demo():
