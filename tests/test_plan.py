@@ -4,6 +4,7 @@ import json
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from omegaconf import OmegaConf
 
 from nemo_cdt.cli import main
 from nemo_cdt.config import Config, Data, Model, Parallel, Recompute, Trainer, typed
-from nemo_cdt.cost.cluster import Cluster
+from nemo_cdt.cost.cluster import Cluster, Planned
 from nemo_cdt.cost.memory import GIB, Memory, detection_peak, detection_recompute, peak, training_peak
 from nemo_cdt.cost.plan import plans
 from nemo_cdt.cost.request import compose_planned, read
@@ -307,8 +308,27 @@ def test_a_step_takes_about_as_long_as_was_measured():
 
 @pytest.mark.parametrize("point", POINTS)
 def test_memory_is_within_a_tenth_of_a_measured_run(point):
-    """``overrides`` of the recipe on an H200, and the peak of torch's allocations in a step after the first."""
-    config = compose_planned(["+cluster=h200", *point["overrides"]])
+    """``overrides`` of the recipe on an H100, and the peak of torch's allocations in its last step."""
+    config = compose_planned(["+cluster=h100", *point["overrides"]])
     policy, _ = detection_recompute(config, config.cluster.memory_bytes)
+    expected = peak(config, policy) if point["steps"] > 1 else before_adam(config, policy)
 
-    assert peak(config, policy).allocated / GIB == pytest.approx(point["peak_memory_gib"], rel=0.1)
+    assert expected.allocated / GIB == pytest.approx(point["peak_memory_gib"], rel=0.1)
+    without = replace(expected, activations=0.0, head=0.0, layer=0.0)
+    long = config.data.seq_length > 8192  # what short rows hold is no tenth of what stays
+    assert not long or without.allocated / GIB != pytest.approx(point["peak_memory_gib"], rel=0.1)
+
+
+def test_there_are_measured_points():
+    assert len(POINTS) >= 6
+
+
+def before_adam(config: Planned, policy: Recompute) -> Memory:
+    """The peak of a run's first step: both passes come before Adam's moments, which then stay."""
+    passes = [training_peak(config), detection_peak(config, policy)]
+    passes = [replace(memory, optimizer=memory.optimizer * 4 / 12) for memory in passes]
+    return max(*passes, replace(training_peak(config), activations=0.0, deltas=0.0, head=0.0, layer=0.0), key=total)
+
+
+def total(memory: Memory) -> float:
+    return memory.allocated

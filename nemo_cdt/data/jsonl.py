@@ -48,36 +48,48 @@ class JsonlDocuments:
         self._vocab_size = vocab_size
         # Shared, so that what DataLoader's workers cut off counts too; a lock of "spawn" serves forked ones as well.
         self._truncated = multiprocessing.get_context("spawn").Array("q", 2)
-        self._offsets, self._lines = self._index()
+        self._offsets, self._lines, self._lengths = self._index()
 
     def __len__(self) -> int:
         return len(self._offsets)
 
     def __getitem__(self, index: int) -> Document:
+        document, cut = self._load(index)
+        self._count_truncated(cut)
+        return document
+
+    def length(self, index: int) -> int:
+        """Known of token ids since construction, of texts and chats once asked for."""
+        if not self._lengths[index]:
+            self._lengths[index] = len(self._load(index)[0].input_ids)
+        return int(self._lengths[index])
+
+    def _load(self, index: int) -> tuple[Document, int]:
+        """The document, and how many tokens were cut off."""
         with self._blamed_on(self._lines[index]):
             tokens = self._tokens(_parse(self._read(self._offsets[index])))
             document = self._document(tokens)
-        self._count_truncated(len(tokens[0]) - len(document.input_ids))
-        return document
+        return document, len(tokens[0]) - len(document.input_ids)
 
     @property
     def truncated(self) -> tuple[int, int]:
         return self._truncated[0], self._truncated[1]
 
-    def _index(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where each row begins, in bytes, and its line number; every row is checked on the way."""
-        offsets, lines, offset = array("q"), array("q"), 0
+    def _index(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where each row begins, in bytes, its line number, its length or 0; every row is checked on the way."""
+        offsets, lines, lengths, offset = array("q"), array("q"), array("q"), 0
         with self._open() as file:
             for number, line in enumerate(file, start=1):
                 if not line.isspace():
                     with self._blamed_on(number):
-                        self._check(_parse(line))
+                        lengths.append(self._check(_parse(line)))
                     offsets.append(offset)
                     lines.append(number)
                 offset += len(line)
         if not offsets:
             raise ValueError(f"{self._path}: no rows; a row is a JSON object with 'text', 'messages' or 'input_ids'")
-        return np.frombuffer(offsets, dtype=np.int64), np.frombuffer(lines, dtype=np.int64)
+        table = np.array([offsets, lines, lengths])
+        return table[0], table[1], table[2]
 
     def _open(self) -> BinaryIO:
         try:
@@ -97,16 +109,17 @@ class JsonlDocuments:
         except ValueError as error:
             raise ValueError(f"{self._path}:{line}: {error}") from error
 
-    def _check(self, row: dict[str, Any]) -> None:
-        """Everything that can be said of a row without tokenizing it."""
+    def _check(self, row: dict[str, Any]) -> int:
+        """Everything that can be said of a row without tokenizing it; its length, 0 where that takes a tokenizer."""
         if "input_ids" in row:
-            self._document(_given(row))
-        elif "messages" in row:
+            return len(self._document(_given(row)).input_ids)
+        if "messages" in row:
             self._check_messages(row["messages"])
         elif "text" not in row:
             raise ValueError(f"has {sorted(row)}; a row needs 'text', 'messages', or 'input_ids' and 'labels'")
         elif not row["text"] or not _is_text(row["text"]):
             raise ValueError("'text' must be a string of valid Unicode that is not empty")
+        return 0
 
     def _check_messages(self, messages: Any) -> None:
         if self._tokenizer.chat_template is None:

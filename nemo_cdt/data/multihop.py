@@ -100,6 +100,10 @@ class MultihopDocuments:
         _, ids, types = self._draw(index)
         return Document(input_ids=ids, labels=np.where(types == TokenType.answer, ids, IGNORE), types=types)
 
+    def length(self, index: int) -> int:
+        """Generates the document: only its tokens tell."""
+        return len(self._draw(index)[1])
+
     def sample(self, index: int) -> MultihopSample:
         """The document at ``index`` as text."""
         return self._draw(index)[0]

@@ -29,10 +29,16 @@ class Shuffled:
         return self._length
 
     def __getitem__(self, index: int) -> Document:
+        return self._documents[self._place(index)]
+
+    def length(self, index: int) -> int:
+        return self._documents.length(self._place(index))
+
+    def _place(self, index: int) -> int:
         if not 0 <= index < self._length:
             raise IndexError(index)
         epoch, place = divmod(index, len(self._documents))
-        return self._documents[int(self._order_of(epoch)[place]) if self._shuffle else place]
+        return int(self._order_of(epoch)[place]) if self._shuffle else place
 
     def _order_of(self, epoch: int) -> np.ndarray:
         if epoch != self._epoch:
@@ -57,3 +63,6 @@ class Subset:
 
     def __getitem__(self, index: int) -> Document:
         return self._documents[int(self._indices[index])]
+
+    def length(self, index: int) -> int:
+        return self._documents.length(int(self._indices[index]))

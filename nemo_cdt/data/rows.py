@@ -29,7 +29,7 @@ class Rows:
 class PackedRows:
     """``count`` rows, each filled with whole documents in their order for as long as the next one fits.
 
-    Reads every document it needs once, for its length. ``multiple``: each document is padded to a multiple of it,
+    Asks every document it needs for its length. ``multiple``: each document is padded to a multiple of it,
     2 * context-parallel size where that is above 1.
 
     Raises:
@@ -46,7 +46,7 @@ class PackedRows:
         while len(self.first) <= count:
             if index == len(documents):
                 raise ValueError(f"{index} documents fill {len(self.first) - 1} of the {count} rows of training")
-            length = len(documents[index].input_ids) - 1
+            length = documents.length(index) - 1
             room = _aligned(length, multiple)
             if used and used + room > seq_length:
                 self.first.append(index)

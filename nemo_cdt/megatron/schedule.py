@@ -21,6 +21,8 @@ from nemo_cdt.megatron.microbatch import MicroBatch
 from nemo_cdt.megatron.recompute import recomputing
 
 ForwardStep = Callable[[Iterator, nn.Module], tuple[Tensor, Callable]]
+Run = Callable[[ForwardStep, Iterator | list[Iterator], int], list]
+"""The wrapped schedule of a step, whose model and settings it holds: forward step, data, number of micro-batches."""
 
 
 class TwoPassSchedule:
@@ -61,45 +63,46 @@ class TwoPassSchedule:
         forward_only: bool = False,
         **rest: Any,
     ) -> list:
-        call = {"model": model, "forward_only": forward_only, **rest}
-        if forward_only:
+        def run(step: ForwardStep, iterator: Iterator | list[Iterator], count: int) -> list:
             return self.schedule(
-                forward_step_func=forward_step_func,
-                data_iterator=data_iterator,
-                num_microbatches=num_microbatches,
-                **call,
+                forward_step_func=step,
+                data_iterator=iterator,
+                model=model,
+                num_microbatches=count,
+                forward_only=forward_only,
+                **rest,
             )
-        run = self._batch_by_batch if self.pipelined else self._micro_batch_by_micro_batch
-        return run(forward_step_func, data_iterator, num_microbatches, call)
+
+        if forward_only:
+            return run(forward_step_func, data_iterator, num_microbatches)
+        two_passes = self._batch_by_batch if self.pipelined else self._micro_batch_by_micro_batch
+        return two_passes(run, _chunks(model), forward_step_func, data_iterator, num_microbatches)
 
     def _micro_batch_by_micro_batch(
         self,
+        run: Run,
+        chunks: list[nn.Module],
         forward_step_func: ForwardStep,
         data_iterator: Iterator | list[Iterator],
         num_microbatches: int,
-        call: dict,
     ) -> list:
-        embedding = find_embedding(_chunks(call["model"]))
+        embedding = find_embedding(chunks)
 
         def detect_then_forward(iterator: Iterator, model: nn.Module) -> tuple[Tensor, Callable]:
             batch = self.prepare(iterator)
-            deltas = self._detect([batch], iter, forward_step_func, call)
+            deltas = self._detect([batch], iter, run, chunks, forward_step_func)
             with shifted(embedding, deltas):
                 return forward_step_func(iter([batch]), model)
 
-        return self.schedule(
-            forward_step_func=detect_then_forward,
-            data_iterator=data_iterator,
-            num_microbatches=num_microbatches,
-            **call,
-        )
+        return run(detect_then_forward, data_iterator, num_microbatches)
 
     def _batch_by_batch(
         self,
+        run: Run,
+        chunks: list[nn.Module],
         forward_step_func: ForwardStep,
         data_iterator: Iterator | list[Iterator],
         num_microbatches: int,
-        call: dict,
     ) -> list:
         # Under interleaving each model chunk has an iterator of its own over the same micro-batches.
         iterators = data_iterator if isinstance(data_iterator, list) else [data_iterator]
@@ -110,20 +113,19 @@ class TwoPassSchedule:
             fresh = [iter(list(replacement)) for _ in iterators]
             return fresh if isinstance(data_iterator, list) else fresh[0]
 
-        deltas = self._detect(batches, again, forward_step_func, call)
-        with shifted(find_embedding(_chunks(call["model"])), deltas):
-            return self.schedule(
-                forward_step_func=forward_step_func,
-                data_iterator=again(batches),
-                num_microbatches=num_microbatches,
-                **call,
-            )
+        deltas = self._detect(batches, again, run, chunks, forward_step_func)
+        with shifted(find_embedding(chunks), deltas):
+            return run(forward_step_func, again(batches), num_microbatches)
 
     def _detect(
-        self, batches: list[MicroBatch], iterate: Callable, forward_step_func: ForwardStep, call: dict
+        self,
+        batches: list[MicroBatch],
+        iterate: Callable,
+        run: Run,
+        chunks: list[nn.Module],
+        forward_step_func: ForwardStep,
     ) -> list[Tensor]:
         """One frozen forward and backward of ``batches``; the deltas, none on ranks without the embedding."""
-        chunks = _chunks(call["model"])
         embedding = find_embedding(chunks)
         with (
             self.detector.timed(),
@@ -132,12 +134,7 @@ class TwoPassSchedule:
             recomputing(chunks, self.recompute),
             watched(embedding) as leaves,
         ):
-            losses = self.schedule(
-                forward_step_func=forward_step_func,
-                data_iterator=iterate([batch.for_detection() for batch in batches]),
-                num_microbatches=len(batches),
-                **call,
-            )
+            losses = run(forward_step_func, iterate([batch.for_detection() for batch in batches]), len(batches))
             self.detector.record_losses(losses, batches)
             return [self.detector.delta(leaf, batch) for leaf, batch in zip(leaves, batches, strict=bool(leaves))]
 

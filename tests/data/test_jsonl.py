@@ -234,7 +234,18 @@ def test_worker_processes_read_the_same_and_share_one_count(byte, write, start):
     assert rows.truncated[0] == len(rows) * (1 + len(workers))
 
 
-def test_the_index_holds_two_numbers_a_row(byte, write):
+def test_a_length_is_known_of_token_ids_and_once_asked_for_of_a_text_and_cuts_nothing(byte, write, monkeypatch):
+    ids = {"input_ids": list(range(100)), "labels": list(range(100))}
+    rows = documents(write(ids, {"text": "x" * 70}, {"text": "short"}), byte, truncate=True)
+    offsets = []
+    monkeypatch.setattr(rows, "_read", lambda offset, read=rows._read: offsets.append(offset) or read(offset))
+    assert [rows.length(index) for index in (0, 1, 2, 1, 2)] == [65, 65, 5, 65, 5]
+    assert offsets == [*rows._offsets[1:]]
+    assert rows.truncated == (0, 0)
+    assert [rows.length(index) for index in range(3)] == [len(rows[index].input_ids) for index in range(3)]
+
+
+def test_the_index_holds_three_numbers_a_row(byte, write):
     rows = documents(write(*({"text": "word " * 10} for _ in range(1000))), byte)
-    assert rows._offsets.nbytes + rows._lines.nbytes == 1000 * 2 * 8
+    assert rows._offsets.nbytes + rows._lines.nbytes + rows._lengths.nbytes == 1000 * 3 * 8
     assert not any(isinstance(value, (list, bytes, str)) for value in vars(rows).values())

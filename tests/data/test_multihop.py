@@ -172,6 +172,11 @@ def test_a_document_is_its_sample(byte):
     assert byte.decode(generated[5].input_ids) == generated.sample(5).text + "<|eos|>"
 
 
+def test_a_length_is_that_of_the_document(byte):
+    generated = documents(byte, size=3)
+    assert [generated.length(index) for index in range(3)] == [len(generated[index].input_ids) for index in range(3)]
+
+
 def test_a_haystack_of_the_users_is_repeated_where_it_is_short(byte, tmp_path):
     (tmp_path / "a.txt").write_text("Call me Ishmael. It was night.")
     sample = documents(byte, haystack=str(tmp_path)).sample(0)

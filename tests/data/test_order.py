@@ -6,7 +6,7 @@ from nemo_cdt.data.order import Shuffled, Subset
 
 
 class Numbers:
-    """Document i is the token i."""
+    """Document i is the token i, and claims to have i tokens."""
 
     def __init__(self, size):
         self.size = size
@@ -16,6 +16,9 @@ class Numbers:
 
     def __getitem__(self, index):
         return Document(input_ids=np.array([index]), labels=np.array([index]))
+
+    def length(self, index):
+        return index
 
 
 def numbers(documents):
@@ -63,3 +66,10 @@ def test_nothing_can_be_drawn_from_nothing():
 
 def test_a_subset_is_the_documents_at_its_indices():
     assert numbers(Subset(Numbers(9), np.array([4, 2]))) == [4, 2]
+
+
+@pytest.mark.parametrize(
+    "ordered", [Shuffled(Numbers(7), seed=3, length=21), Subset(Numbers(9), np.array([4, 2]))], ids=["order", "subset"]
+)
+def test_a_length_is_that_of_the_document_at_the_index(ordered):
+    assert [ordered.length(index) for index in range(len(ordered))] == numbers(ordered)

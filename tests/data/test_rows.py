@@ -12,6 +12,13 @@ def document(length: int, labelled: int, first: int = 1) -> Document:
     return Document(input_ids=ids, labels=labels)
 
 
+class Listed(list[Document]):
+    truncated = (0, 0)
+
+    def length(self, index: int) -> int:
+        return len(self[index].input_ids)
+
+
 def test_a_row_feeds_all_but_the_last_token_and_predicts_all_but_the_first() -> None:
     entries = row([document(5, labelled=2)], seq_length=6)
     np.testing.assert_array_equal(entries["tokens"], [1, 2, 3, 4, 0, 0])
@@ -36,7 +43,7 @@ def test_packed_documents_start_at_multiples_and_position_zero() -> None:
 
 
 def test_packing_keeps_every_document_once_and_in_order() -> None:
-    documents = [document(length, labelled=1, first=100 * i) for i, length in enumerate([5, 4, 8, 3, 3, 9, 2])]
+    documents = Listed(document(length, labelled=1, first=100 * i) for i, length in enumerate([5, 4, 8, 3, 3, 9, 2]))
     packed = PackedRows(documents, 8, count=4)
     tokens = [int(t) for r in range(len(packed)) for t in packed[r]["tokens"][packed[r]["documents"] >= 0]]
     assert tokens == [int(t) for d in documents[: packed.first[-1]] for t in d.input_ids[:-1]]
@@ -45,7 +52,7 @@ def test_packing_keeps_every_document_once_and_in_order() -> None:
 
 def test_too_few_documents_to_pack_is_one_line() -> None:
     with pytest.raises(ValueError, match="2 documents fill 0 of the 5 rows"):
-        PackedRows([document(3, 1), document(3, 1)], 8, count=5)
+        PackedRows(Listed([document(3, 1), document(3, 1)]), 8, count=5)
 
 
 NOTHING_LABELLED = Document(input_ids=np.arange(3), labels=np.full(3, IGNORE))
