@@ -7,10 +7,12 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+
+import psutil
 
 from launchers.baseline import with_baseline
 from launchers.jobs import JOB, Job, remember
@@ -18,6 +20,7 @@ from launchers.local_jobs import this_process
 from nemo_cdt.config import Config, save
 from nemo_cdt.describe import describe
 from nemo_cdt.doctor import training_blockers
+from nemo_cdt.ending import LAUNCHER
 from nemo_cdt.mistakes import fail
 
 TRAIN = "nemo_cdt.nemo.train"
@@ -57,7 +60,8 @@ def _train(config: Config) -> None:
 
 
 def _train_in_processes(file: Path, devices: int, max_restarts: int) -> None:
-    """SystemExit where they fail: with 2 for the mistake of a user that one of them names, else with 1."""
+    """SystemExit where they fail, with 2 for the mistake of a user that one of them names, else with 1; and after a
+    signal, with 128 more than its number."""
     records = Path(tempfile.mkdtemp(dir=nemo_run_home().name))
     warnings.filterwarnings("ignore", PYNVML)
     import nemo_run
@@ -68,13 +72,17 @@ def _train_in_processes(file: Path, devices: int, max_restarts: int) -> None:
     experiment = nemo_run.Experiment(
         "train", executor, log_level="ERROR", base_dir=str(records), clean_mode=True, skip_status_at_exit=True
     )
-    with _ending_on_signals(lambda: experiment.cancel("train")), experiment:
+    with _signals_for_the_ranks(restarted=max_restarts > 0) as received, experiment:
         experiment.add(script, name="train")
         experiment.run(tail_logs=True)
-    if experiment.jobs[0].state.name != "SUCCEEDED":
-        mistake = _mistake(records)
-        print(mistake or f"error: training in {devices} processes failed, for the reason above", file=sys.stderr)
-        raise SystemExit(2 if mistake else 1)
+    succeeded = experiment.jobs[0].state.name == "SUCCEEDED"
+    if not succeeded and (mistake := _mistake(records)):
+        fail(mistake)
+    if received:
+        raise SystemExit(128 + received[0])
+    if not succeeded:
+        print(f"error: training in {devices} processes failed, for the reason above", file=sys.stderr)
+        raise SystemExit(1)
 
 
 @cache
@@ -88,7 +96,7 @@ def nemo_run_home() -> tempfile.TemporaryDirectory[str]:
 def _mistake(logs: Path) -> str | None:
     """The user's mistake that a rank reported before torchrun told, at length, that the rank had ended."""
     for log in logs.rglob("combined.log"):
-        if found := re.search(r"^\[default\d+\]:(error: .+)$", log.read_text(errors="replace"), re.MULTILINE):
+        if found := re.search(r"^\[default\d+\]:error: (.+)$", log.read_text(errors="replace"), re.MULTILINE):
             return found.group(1)
     return None
 
@@ -100,27 +108,43 @@ def _environment() -> dict[str, str]:
         "PATH": path,
         "LOGLEVEL": "ERROR",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        LAUNCHER: str(os.getpid()),
         "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", f"ignore:{PYNVML}"),
     }
 
 
 @contextmanager
-def _ending_on_signals(end: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM do not reach torchrun, which has a session of its own: ``end`` it, then this process."""
+def _signals_for_the_ranks(restarted: bool) -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM reach the ranks, which end as one process does; a second signal kills them.
+
+    torchrun and its ranks have sessions of their own, so nothing else tells them. Told by torchx or torchrun they would
+    have 10 or 30 seconds to save. Where ranks are ``restarted`` it is torchrun that must be told all the same: it would
+    take their end for a failure. Yields the signals received.
+    """
     received: list[int] = []
 
     def on_signal(signum: int, _frame: object) -> None:
         received.append(signum)
-        end()
+        torchrun = {*filter(_leads_a_session, psutil.Process().children())}
+        ranks = {*filter(_leads_a_session, psutil.Process().children(recursive=True))} - torchrun
+        for process in torchrun if restarted or not ranks else ranks:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signum if len(received) == 1 else signal.SIGKILL)
+        if not torchrun:
+            raise SystemExit(128 + signum)
 
     before = {signum: signal.signal(signum, on_signal) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield received
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-    if received:
-        raise SystemExit(128 + received[0])
+
+
+def _leads_a_session(process: psutil.Process) -> bool:
+    with suppress(ProcessLookupError):
+        return os.getsid(process.pid) == process.pid
+    return False
 
 
 CONTENTS = {

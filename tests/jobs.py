@@ -3,6 +3,7 @@
 import functools
 import importlib
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import lightning.pytorch as L
 import numpy as np
 import torch
 
-from nemo_cdt.config import Config
+from nemo_cdt.config import Config, load
 from nemo_cdt.cpu import cuda_on_cpu
 
 
@@ -27,7 +28,7 @@ def train(config: Config, mutate: str | None = None) -> dict[str, Any]:
         Path(config.output).mkdir(parents=True, exist_ok=True)
         trainer, model, data = assemble.build(config, on_gpu=False)
         seen = Seen()
-        trainer.callbacks.insert(0, seen)
+        trainer.callbacks.append(seen)
         for callback in trainer.callbacks:
             if isinstance(callback, ContextDenoising):
                 callback.observer = functools.partial(seen.detection, trainer)
@@ -109,22 +110,41 @@ def initial(model: Any, vocabulary: int, hf: Path, nemo: Path) -> None:
         convert(hf, nemo)
 
 
+def train_file(file: Path) -> None:
+    """``python -m nemo_cdt.nemo.train FILE``"""
+    from nemo_cdt.nemo import train
+
+    sys.argv = ["train", str(file)]
+    train.main()
+
+
+def launch(file: Path, environment: dict[str, str], train: str) -> None:
+    """What the recipe does with a valid configuration; ``train`` is the module that its processes run."""
+    from launchers import launch, local
+
+    os.environ |= environment
+    local.TRAIN = train
+    launch(load(file))
+
+
 def train_and_read(config: Config, mutate: str | None = None) -> dict[str, Any]:
     """:func:`train`, and on rank 0 also every tensor of the checkpoint that it ends with, whole: Adam's too."""
     result = train(config, mutate)
     del result["initial"], result["final"]
     if os.environ["RANK"] == "0":
-        import torch.distributed.checkpoint as dcp
-
         from nemo_cdt.nemo.checkpoints import latest_checkpoint
 
-        reader = dcp.FileSystemReader(latest_checkpoint(Path(config.output, "checkpoints")) / "weights")
-        entries = reader.read_metadata().state_dict_metadata
-        tensors = {
-            k: torch.empty(v.size) for k, v in entries.items() if isinstance(v, dcp.metadata.TensorStorageMetadata)
-        }
-        dcp.load(tensors, storage_reader=reader, no_dist=True)
-        result["state"] = {k: v.numpy() for k, v in tensors.items()}
+        result["state"] = tensors(latest_checkpoint(Path(config.output, "checkpoints")))
+    return result
+
+
+def train_each(*configs: Config) -> dict[str, Any]:
+    """:func:`train`, one after another in this process: each leaves NeMo's state as it found it."""
+    for config in configs:
+        before = _app_state()
+        result = train(config)
+        assert _app_state() == before
+        os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)  # that of before knows the ranks of before
     return result
 
 
@@ -137,3 +157,24 @@ def layouts(folder: Path, length: int, only: str) -> None:
     from benchmarks.layouts import work
 
     work(folder, [length], only)
+
+
+def _app_state() -> dict[str, Any]:
+    with cuda_on_cpu():
+        from nemo.utils import AppState
+    return {name: value for name, value in vars(AppState()).items() if not name.endswith("lock")}
+
+
+def tensors(checkpoint: Path) -> dict[str, np.ndarray]:
+    """Every tensor in it, whole: weights, and the optimizer's."""
+    import torch.distributed.checkpoint as dcp
+
+    reader = dcp.FileSystemReader(checkpoint / "weights")
+    entries = reader.read_metadata().state_dict_metadata
+    found = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in entries.items()
+        if isinstance(entry, dcp.metadata.TensorStorageMetadata)
+    }
+    dcp.load(found, storage_reader=reader, no_dist=True)
+    return {name: tensor.float().numpy() for name, tensor in found.items()}

@@ -7,6 +7,8 @@ import sys
 import traceback
 import types
 from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,7 +17,7 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.preload"])
 
 
-def on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, timeout: float = 120) -> list[Any]:
+def on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, timeout: float = 600) -> list[Any]:
     """``function(*arguments)`` on every rank; what each returned, by rank. A rank's failure is raised here, named."""
     results = _context.Queue()
     port = _free_port()
@@ -40,6 +42,13 @@ def on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, tim
     return [found[rank] for rank in range(world_size)]
 
 
+def started(function: Callable[..., Any], folder: Path, *arguments: Any) -> ForkServerProcess:
+    """``function(*arguments)``, forked, in a session of its own; what it says is in ``folder``'s stdout, stderr."""
+    process = _context.Process(target=_alone, args=(function, folder, arguments))
+    process.start()
+    return process
+
+
 def _run(function: Callable, rank: int, world_size: int, port: int, arguments: tuple, results: Any) -> None:
     os.environ.update(
         RANK=str(rank),
@@ -51,15 +60,31 @@ def _run(function: Callable, rank: int, world_size: int, port: int, arguments: t
         MASTER_PORT=str(port),
         TORCHELASTIC_RUN_ID="tests",
     )
-    # Megatron's checkpoint writer spawns a process that would import pytest's main module again, and with it torch.
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    import torch
-
-    torch.set_num_threads(1)
+    _prepare()
     try:
         results.put((rank, True, function(*arguments)))
     except BaseException:
         results.put((rank, False, traceback.format_exc()))
+
+
+def _alone(function: Callable, folder: Path, arguments: tuple) -> None:
+    os.setsid()
+    for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
+        with Path(folder, name).open("w") as file:
+            os.dup2(file.fileno(), stream.fileno())
+    _prepare()
+    function(*arguments)
+
+
+def _prepare() -> None:
+    import torch
+
+    from nemo_cdt.nemo.saving import start_writer
+
+    torch.set_num_threads(1)
+    # What a rank spawns would import pytest's main module again, and torch, in Megatron's checkpoint writer.
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    start_writer("fork")
 
 
 def _free_port() -> int:

@@ -6,8 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch.nn.functional import pad
 
 from nemo_cdt import config as c
+from nemo_cdt.data.documents import IGNORE
+from nemo_cdt.megatron.context import row_positions
 from tests import jobs
 from tests.ranks import on_ranks
 from tests.runs import TINY, VOCABULARY, small_run, write_documents
@@ -59,7 +63,8 @@ LAYOUTS = {
         2, c.Parallel(tensor=2, sequence=True), trainer={"recompute": c.Recompute.full, "mlp_chunks": 3}
     ),
     "selective recompute in detection alone": Layout(1, detection_recompute=c.DetectionRecompute.selective),
-    "8 rows in one micro-batch": Layout(1, trainer={"micro_batch_size": 8}),
+    "1 micro-batch of 8 rows": Layout(1, trainer={"micro_batch_size": 8}),
+    "2 micro-batches of 4 rows": Layout(1, trainer={"micro_batch_size": 4}),
 }  # fmt: skip
 
 
@@ -81,10 +86,23 @@ class Shared:
         return on_ranks(jobs.train_and_read, layout.ranks, config, mutate)
 
 
+DOCUMENTS: dict[str, Any] = {"kind": "sft", "count": 60, "shortest": 44, "longest": 60}
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_labels_are_uneven_and_some_context_parallel_ranks_have_none(ranks: int, tmp_path: Path) -> None:
+    documents = write_documents(tmp_path / "d.jsonl", **DOCUMENTS)[:24]  # those of three steps
+    labelled = torch.stack([pad(labels[1:] != IGNORE, (0, 65 - len(labels))) for _, labels in documents])
+    counts = torch.stack([labelled[:, row_positions([0, 64], ranks, rank)].sum(dim=1) for rank in range(ranks)])
+    assert {*counts.sum(dim=0).tolist()} == {1, 2, 3, 4, 5}
+    assert (counts == 0).any(dim=1).all()  # every rank in some micro-batch
+    assert (counts > 0).any(dim=1).all()
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
     folder = tmp_path_factory.mktemp("layouts")
-    write_documents(folder / "d.jsonl", kind="sft", count=60, shortest=44, longest=60)
+    write_documents(folder / "d.jsonl", **DOCUMENTS)
     on_ranks(jobs.initial, 1, MODEL, VOCABULARY, folder / "hf", folder / "nemo")
     return Shared(folder)
 
@@ -110,6 +128,10 @@ def by_token(ranks: list[dict[str, Any]], per_row: int) -> dict[tuple, tuple[boo
     return found
 
 
+def padding(run: dict[str, Any]) -> list[float]:
+    return [step["padding_fraction"] for step in run["metrics"]]
+
+
 def assert_same(ranks: list[dict[str, Any]], expected: dict[str, Any], per_row: int = 1) -> None:
     ours, theirs = by_token(ranks, per_row), by_token([expected], 1)
     assert ours.keys() == theirs.keys()
@@ -121,6 +143,9 @@ def assert_same(ranks: list[dict[str, Any]], expected: dict[str, Any], per_row: 
             np.testing.assert_allclose(ours[key][1], delta, atol=DELTA)
     last = next(rank for rank in ranks if rank["losses"][0] > 0)
     np.testing.assert_allclose(last["losses"], expected["losses"], atol=1e-5)
+    if per_row == 1:
+        for rank in ranks:
+            np.testing.assert_allclose(padding(rank), padding(expected), atol=1e-6)
     for name, value in expected["state"].items():
         np.testing.assert_allclose(ranks[0]["state"][name], value, atol=STATE, err_msg=name)
 

@@ -24,7 +24,7 @@ from nemo.collections.common.tokenizers import AutoTokenizer
 from nemo.lightning.callback_group import CallbackGroup
 from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptimizerModule, WarmupPolicyScheduler
 from nemo.lightning.resume import AdapterPath
-from nemo.utils import logging
+from nemo.utils import AppState, logging
 
 from nemo_cdt.config import Config, DetectionRecompute, ObjectiveName, Optim, Precision, Recompute, Schedule
 from nemo_cdt.cost.memory import detection_recompute
@@ -125,7 +125,9 @@ def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTLlamaModel, RowD
 
 
 def tear_down() -> None:
-    """Forgets the process-wide state of Megatron and torch.distributed."""
+    """Forgets the process-wide state of NeMo, Megatron and torch.distributed."""
+    vars(AppState()).clear()  # a singleton: it can be emptied, but not replaced
+    AppState.__init__(AppState())
     parallel_state.destroy_model_parallel()
     destroy_num_microbatches_calculator()
     destroy_rerun_state_machine()
@@ -136,7 +138,8 @@ def tear_down() -> None:
 
 def _trainer(config: Config, on_gpu: bool, sample: SampleWriter, lora: Adapters | None) -> nl.Trainer:
     settings, validates = config.trainer, config.trainer.val_interval > 0
-    callbacks: list[L.Callback] = [StepMetrics(settings.global_batch_size * config.data.seq_length)]
+    tokens = settings.global_batch_size * config.data.seq_length
+    callbacks: list[L.Callback] = [StepMetrics(tokens, packed=config.data.pack)]
     if config.objective.name is ObjectiveName.cdt:
         callbacks = [ContextDenoising(config.objective, sample.observe, _detection(config, on_gpu)), sample, *callbacks]
     if lora:
@@ -158,8 +161,10 @@ def _trainer(config: Config, on_gpu: bool, sample: SampleWriter, lora: Adapters 
             "bf16-mixed" if settings.precision is Precision.bf16 else "32",
             grad_reduce_in_fp32=settings.grad_dtype is Precision.fp32,
         ),
-        callbacks=[*callbacks, Truncation(), Progress(), *_profile(config), *_heartbeats(config)],
+        callbacks=Progress(),
     )
+    # NeMo writes what its trainer is made of into each checkpoint, and these hold more than can be written.
+    trainer.callbacks[:0] = [*callbacks, Truncation(), *_profile(config), *_heartbeats(config)]
     trainer.fit_loop.epoch_loop = TrainingLoop(trainer, trainer.min_steps, trainer.max_steps)
     return trainer
 

@@ -15,7 +15,7 @@ from nemo.lightning.megatron_parallel import MegatronStep
 from nemo_cdt.config import Objective, Recompute
 from nemo_cdt.denoise import Denoising
 from nemo_cdt.megatron.detection import Detection, Detector, Groups
-from nemo_cdt.megatron.microbatch import take
+from nemo_cdt.megatron.microbatch import MicroBatch, take
 from nemo_cdt.megatron.schedule import TwoPassSchedule
 
 logger = logging.getLogger("nemo_cdt")
@@ -105,24 +105,49 @@ class ContextDenoising(L.Callback):
 
 
 class StepMetrics(L.Callback):
-    """Step time, tokens a second and peak memory of every training step, whatever the objective."""
+    """Step time, tokens a second, padding and peak memory of every training step, whatever the objective.
 
-    def __init__(self, tokens_per_step: int) -> None:
+    Says once where much is padding that packing would fill.
+    """
+
+    MUCH = 0.25
+
+    def __init__(self, tokens_per_step: int, *, packed: bool) -> None:
         self.tokens_per_step = tokens_per_step
+        self._told = packed
         self._start = 0.0
+        self._padding: torch.Tensor | int = 0  # on the device
+        self._positions = 0
 
     def on_train_batch_start(self, *_: Any) -> None:
         self._start = time.perf_counter()
+        self._padding, self._positions = 0, 0
+
+    def on_megatron_microbatch_start(self, step: MegatronStep, batch: MicroBatch) -> None:
+        """Both passes of CDT come here, which the share of padding does not notice."""
+        if not step.forward_only:
+            self._padding += (batch["documents"] < 0).sum()
+            self._positions += batch["documents"].numel()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         step_time = time.perf_counter() - self._start
         pl_module.log("steps", float(trainer.global_step), batch_size=1)  # done by now: what a checkpoint is called by
         pl_module.log("step_time", step_time, prog_bar=True, batch_size=1)
         pl_module.log("tokens_per_second", self.tokens_per_step / step_time, prog_bar=True, batch_size=1)
+        pl_module.log("padding_fraction", self._padding / self._positions, batch_size=1, sync_dist=True)
+        if not self._told:
+            self._tell(float(trainer.callback_metrics["padding_fraction"]))
         if "detection_time" in trainer.callback_metrics:
             pl_module.log("training_time", step_time - float(trainer.callback_metrics["detection_time"]), batch_size=1)
         if torch.cuda.is_available():
             pl_module.log("peak_memory_gib", torch.cuda.max_memory_allocated() / 2**30, batch_size=1)
+
+    def _tell(self, padding: float) -> None:
+        self._told = True
+        if padding > self.MUCH:
+            logger.warning(
+                "%.0f %% of the first step is padding: data.pack=true fills rows with several documents", 100 * padding
+            )
 
 
 class Truncation(L.Callback):

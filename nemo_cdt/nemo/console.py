@@ -16,6 +16,7 @@ KNOWN_AND_HARMLESS = (
     '"update_logger_directory" is True',
     "already contains a ModelCheckpoint",  # ours takes the place of Lightning's
     "Rerun ?State ?Machine",
+    "Passing 'checkpoint_dir' as a Path object",  # NeMo, to Megatron
     "GPU available but not used",  # nemo_cdt.cpu answers for CUDA
     "Transformer Engine and Apex are not installed",  # `nemo-cdt doctor` says so
     "transformer_engine not installed",
@@ -35,7 +36,7 @@ def set_up() -> None:
         warnings.filterwarnings("ignore", f"(?si).*{text}")
     os.environ.setdefault("PYTHONWARNINGS", f"ignore:{PYNVML}")  # Megatron's checkpoint writer is a new process
     harmless = _Harmless()
-    for name in ("nemo_logger", "megatron.core.rerun_state_machine"):
+    for name in ("nemo_logger", "megatron.core.rerun_state_machine", "megatron.core.dist_checkpointing.serialization"):
         logging.getLogger(name).addFilter(harmless)  # these come to NeMo's own handlers
     others = _AboveTheBar(logging.WARNING)
     others.addFilter(harmless)

@@ -37,8 +37,10 @@ class Adapters(LoRA):
         NeMo calls it by the names of its parameters.
         """
         matched = self.match(m, name, prefix)
-        if matched is None or not isinstance(m, (ColumnParallelLinear, RowParallelLinear)):
-            return m if matched is None else super().transform(m, name, prefix)
+        if matched is None:
+            return m
+        if not isinstance(m, (ColumnParallelLinear, RowParallelLinear)):
+            return super().transform(m, name, prefix)
         adapter = ParallelLinearAdapter(
             m.input_size,
             m.output_size,
@@ -91,7 +93,7 @@ def adapters(lora: Lora) -> Adapters | None:
 
 
 def _wanting_a_gradient(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor | None:
-    """Megatron's checkpointed layers have no backward where no input wants a gradient, whatever their parameters do."""
+    """Where its input wants no gradient, a layer that Megatron recomputes has no backward, and no adapter trains."""
     return output.requires_grad_() if torch.is_grad_enabled() else None
 
 

@@ -2,10 +2,11 @@
 
 import errno
 import math
+import multiprocessing
 import os
 import shutil
-import signal
 from contextlib import suppress
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from nemo.lightning.io.pl import TrainerContext
 from nemo.lightning.pytorch.trainer import NoValOnRestartTrainingLoop
 from torch.distributed.checkpoint.api import CheckpointException
 
+from nemo_cdt.ending import end_with_parent
 from nemo_cdt.nemo import randomness
 from nemo_cdt.nemo.checkpoints import finished_checkpoints, step_of
 
@@ -90,7 +92,7 @@ class Checkpoints(nl.ModelCheckpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        _start_writer()
+        start_writer()
         if self._random is not None:
             randomness.restore(self._random)
 
@@ -164,8 +166,10 @@ def _could_not_write(error: BaseException | None) -> bool:
     return False
 
 
-def _start_writer() -> None:
-    """Slurm sends SIGTERM to every process of a job: it must not end the one in which Megatron's writers meet."""
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a new process inherits that
-    filesystem_async._get_write_results_queue()
-    signal.signal(signal.SIGTERM, before)
+def start_writer(method: str = "spawn") -> None:
+    """The process in which Megatron's writers meet, as Megatron starts it but for how it ends: a SIGTERM to all of a
+    job, as Slurm sends it, would leave the writers without it, and a SIGKILL of this process would leave it behind."""
+    if filesystem_async._results_queue is None:
+        manager = SyncManager(ctx=multiprocessing.get_context(method))
+        manager.start(end_with_parent)
+        filesystem_async._results_queue = manager.Queue()

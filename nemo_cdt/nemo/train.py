@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nemo_cdt.config import Accelerator, Config, load
+from nemo_cdt.ending import end_with_launcher
 from nemo_cdt.mistakes import reported
 from nemo_cdt.nemo import console
 
@@ -67,6 +68,7 @@ def _fit(config: Config, on_gpu: bool) -> None:
 
 
 def main() -> None:
+    end_with_launcher()
     with reported():
         config = load(Path(sys.argv[1]))
         config.resume |= int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # from what the last attempt saved

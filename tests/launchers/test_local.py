@@ -1,3 +1,4 @@
+# ruff: noqa: F811  a fixture that is imported is an argument too
 """A run of this machine's processes: started again, and seen from another terminal."""
 
 import time
@@ -7,19 +8,16 @@ import pytest
 
 from launchers.jobs import cancel, logs, recall, status
 from nemo_cdt.launcher import Launcher
-from tests.test_launchers import start
+from tests.test_launchers import ended, launch  # noqa: F401
 
 
-def test_a_rank_that_fails_once_is_started_again(tmp_path):
-    process = start(tmp_path / "run", "fragile", launcher=Launcher(max_restarts=1))
-    out, err = process.communicate(timeout=240)
-
-    assert process.returncode == 0, err
-    assert out.count("rank 1 of 2") == 2
+def test_a_rank_that_fails_once_is_started_again(launch, tmp_path):
+    assert ended(launch("fragile", launcher=Launcher(max_restarts=1))) == 0, (tmp_path / "stderr").read_text()
+    assert (tmp_path / "stdout").read_text().count("rank 1 of 2") == 2
 
 
-def test_a_running_run_is_seen_and_cancelled_from_elsewhere(tmp_path, capsys):
-    process = start(tmp_path / "run", "endless")
+def test_a_running_run_is_seen_and_cancelled_from_elsewhere(launch, tmp_path, capsys):
+    process = launch("endless")
     wait_for(tmp_path / "run/pid1")
     (tmp_path / "run/metrics.jsonl").write_text('{"step": 1}\n{"st')
 
@@ -29,7 +27,7 @@ def test_a_running_run_is_seen_and_cancelled_from_elsewhere(tmp_path, capsys):
     assert capsys.readouterr().out == '{"step": 1}\n'
 
     cancel(tmp_path / "run")
-    process.communicate(timeout=120)
+    ended(process)
     capsys.readouterr()
 
     assert status(tmp_path / "run") == 1
