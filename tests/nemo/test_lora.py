@@ -14,8 +14,10 @@ import torch
 from nemo_cdt.config import Config, Init, Lora, Parallel
 from nemo_cdt.nemo.convert import convert
 from nemo_cdt.nemo.merge import base_of
+from tests.jobs import tensors
 from tests.nemo.test_convert import SMALL_RUN, change_context, expected_logits, one_rank, weights, write_llama
-from tests.nemo.test_resume import assert_same, checkpoints, constant, metrics, tensors, train
+from tests.nemo.test_resume import constant
+from tests.resuming import assert_same, checkpoints, metrics, train
 from tests.runs import TINY, write_documents
 
 LLAMA = SMALL_RUN | {"vocab_size": 264, "rope_scaling": None}
@@ -32,7 +34,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, start: Path, parallel: Parallel | None = None, **changes: Any) -> Config:
-    config = constant(folder, start / "d.jsonl", parallel or Parallel(), **{"devices": 1} | changes)
+    config = constant(folder, start / "d.jsonl", parallel=parallel or Parallel(), **changes)
     config.model = replace(TINY, vocab_size=None, rope_scaling=None)
     config.init, config.lora = Init(hf=str(start / "hf")), Lora(rank=8, alpha=16)
     config.optim.lr = 1e-2  # so that adapters soon matter
