@@ -205,7 +205,7 @@ def test_the_benchmark_of_resuming_runs_a_run_that_can_be(tmp_path):
     config = runs.configured(*resume.overrides(tmp_path / "run"))
 
     assert (config.trainer.max_steps, config.trainer.checkpoint_interval) == (resume.STEPS, resume.INTERVAL)
-    assert config.model.num_layers == 2
+    assert config.model.num_layers == 1
 
 
 def test_benchmarks_run_by_name_and_leave_a_file_each(tmp_path, capsys):
