@@ -443,5 +443,9 @@ def _nearest(value: int, divisor: int, most: float = math.inf) -> int:
     return above if below == 0 or (above - value <= value - below and above <= most) else below
 
 
+def divisors(value: int) -> list[int]:
+    return [divisor for divisor in range(1, value + 1) if value % divisor == 0]
+
+
 def _divisors(value: int) -> str:
-    return ", ".join(str(divisor) for divisor in range(1, value + 1) if value % divisor == 0)
+    return ", ".join(map(str, divisors(value)))

@@ -9,7 +9,7 @@ from nemo_cdt.cost import memory
 from nemo_cdt.cost.cluster import Planned
 from nemo_cdt.cost.memory import GIB, Memory
 from nemo_cdt.cost.steptime import StepTime, step_time
-from nemo_cdt.validation import validate_layout
+from nemo_cdt.validation import divisors, validate_layout
 
 MICRO_BATCHES = [1, 2, 4, 8]
 MLP_CHUNKS = 8
@@ -69,11 +69,11 @@ def _splits(wanted: Planned, held: Collection[str]) -> Iterator[Config]:
     def options(key: str, of: list) -> list:
         return [values[key]] if key in held else of
 
-    sizes = [options(f"parallel.{key}", _divisors(gpus)) for key in ("tensor", "context", "pipeline")]
+    sizes = [options(f"parallel.{key}", divisors(gpus)) for key in ("tensor", "context", "pipeline")]
     for tensor, context, pipeline in product(*sizes):
         if tensor > wanted.cluster.gpus_per_node or gpus % (tensor * context * pipeline):
             continue
-        chunks = [None, *_divisors(wanted.model.num_layers // pipeline)[1:]] if pipeline > 1 else [None]
+        chunks = [None, *divisors(wanted.model.num_layers // pipeline)[1:]] if pipeline > 1 else [None]
         # Transformer Engine exchanges packed documents by p2p alone.
         comms = list(ContextComm) if context > 1 and not wanted.data.pack else [ContextComm.p2p]
         for virtual, comm, sequence, size, recompute, mlp_chunks in product(
@@ -102,10 +102,6 @@ def _splits(wanted: Planned, held: Collection[str]) -> Iterator[Config]:
                 mlp_chunks=mlp_chunks,
             )
             yield replace(wanted, parallel=parallel, trainer=trainer)
-
-
-def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
 
 
 def _no_layout(wanted: Planned, held: Collection[str]) -> str:
