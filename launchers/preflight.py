@@ -36,9 +36,9 @@ def preflight(config: Config, env: Mapping[str, str]) -> distributed.Store:
     of the whole attempt, as under nvidia-resiliency-ext, training joins the same one.
     """
     rank, world, local = (int(env[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    attempt = env.get("TORCHELASTIC_RESTART_COUNT", "0")
     rendezvous, *_ = next(distributed.rendezvous("env://", timeout=TIMEOUT))
-    store = distributed.PrefixStore(f"preflight/{attempt}", rendezvous)
+    # Each attempt has a store of its own. Its number is none to go by: a node that came back counts from 0 again.
+    store = distributed.PrefixStore("preflight", rendezvous)
     faults = _together(store, rank, world, "facts", _facts(config, rank, local), lambda found: _compare(config, found))
     if not faults:
         seen = _unseen(config, world)

@@ -32,7 +32,8 @@ def preflight(configs: list[Config], versions: dict[str, str]) -> tuple[int, str
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
         try:
-            ours.preflight(configs[rank], os.environ | {"LOCAL_RANK": "0"})
+            came_back = {"TORCHELASTIC_RESTART_COUNT": str(1 - rank)}  # the second node did, and counts anew
+            ours.preflight(configs[rank], os.environ | {"LOCAL_RANK": "0"} | came_back)
         except SystemExit as exit:
             return int(str(exit.code)), said.getvalue()
     return 0, said.getvalue()
