@@ -63,7 +63,6 @@ def _train_in_processes(file: Path, devices: int, max_restarts: int) -> None:
     """SystemExit where they fail, with 2 for the mistake of a user that one of them names, else with 1; and after a
     signal, with 128 more than its number."""
     records = Path(tempfile.mkdtemp(dir=nemo_run_home().name))
-    warnings.filterwarnings("ignore", PYNVML)
     import nemo_run
 
     variables = _environment() | {"PET_MAX_RESTARTS": str(max_restarts)}  # torchrun's --max-restarts
@@ -90,6 +89,7 @@ def nemo_run_home() -> tempfile.TemporaryDirectory[str]:
     """NeMo-Run's records of jobs: it would keep them in the user's home folder. It reads where when first imported."""
     home = tempfile.TemporaryDirectory(prefix="nemo_run-")
     os.environ["NEMORUN_HOME"] = home.name
+    warnings.filterwarnings("ignore", PYNVML)  # NeMo-Run imports torch
     return home
 
 

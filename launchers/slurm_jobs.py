@@ -19,7 +19,7 @@ ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEM
 class Slurm:
     def __init__(self, launcher: Launcher) -> None:
         nemo_run_home()
-        self._tunnel = slurm_nemo_run.tunnel(launcher)
+        self._tunnel = slurm_nemo_run.connected(launcher)
         self._read: dict[str, int] = {}  # bytes of each log file
 
     def submit(self, config: Config) -> list[str]:

@@ -53,6 +53,21 @@ def tunnel(launcher: Launcher, job_dir: str = "") -> "LocalTunnel | SSHTunnel":
     return nemo_run.SSHTunnel(host=launcher.host, user=user, identity=launcher.identity, job_dir=job_dir)
 
 
+def connected(launcher: Launcher) -> "LocalTunnel | SSHTunnel":
+    """Raises ValueError where nobody answers at ``launcher.host``, or lets us in."""
+    shell = tunnel(launcher)
+    try:
+        shell.connect()
+    except OSError as error:
+        raise ValueError(f"launcher.host={launcher.host} cannot be reached: {error}") from error
+    except SystemExit as error:  # of NeMo-Run, after it has asked for a password
+        raise ValueError(
+            f"launcher.host={launcher.host} does not let {launcher.user or getpass.getuser()} in: set launcher.user and "
+            "launcher.identity so that ssh works without a question"
+        ) from error
+    return shell
+
+
 @contextmanager
 def _experiment(config: Config) -> "Iterator[tuple[Experiment, Path]]":
     """The chain's jobs, not yet submitted, and the folder of NeMo-Run's files about them."""

@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PROGRAMS = ("munged", "mariadbd", "mariadb", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch", "gcc")
+PROGRAMS = (
+    *("munged", "mariadbd", "mariadb", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch", "gcc"),
+    *("sshd", "ssh-keygen", "rsync"),
+)
 
 
 def missing() -> list[str]:
@@ -55,6 +58,45 @@ def slurm(lab: Path) -> Iterator[dict[str, str]]:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
+
+
+@contextmanager
+def login(lab: Path, env: dict[str, str], name: str) -> Iterator[Path]:
+    """An SSH server where Slurm's commands are; a home whose SSH configuration knows it as ``name``.
+
+    OpenSSH's client asks no HOME, so that ``home/bin`` has one that does: put it on the PATH.
+    """
+    home, (port,) = lab / "home", _free_ports(1)
+    (home / ".ssh").mkdir(parents=True)
+    (home / "bin").mkdir()
+    (home / "bin/ssh").write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {home}/.ssh/config "$@"\n')
+    (home / "bin/ssh").chmod(0o755)
+    Path("/run/sshd").mkdir(exist_ok=True)
+    for key in (lab / "host_key", home / ".ssh/id_ed25519"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    entry = f"Host {name}\n  HostName 127.0.0.1\n  Port {port}\n  IdentityFile {home}/.ssh/id_ed25519\n"
+    entry += f"Host *\n  StrictHostKeyChecking accept-new\n  UserKnownHostsFile {home}/.ssh/known_hosts\n"
+    (home / ".ssh/config").write_text(entry)
+    (lab / "sshd_config").write_text(f"""
+Port {port}
+ListenAddress 127.0.0.1
+HostKey {lab}/host_key
+AuthorizedKeysFile {home}/.ssh/id_ed25519.pub
+PermitRootLogin prohibit-password
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+StrictModes no
+UsePAM no
+Subsystem sftp internal-sftp
+SetEnv SLURM_CONF={env["SLURM_CONF"]} PATH={env["PATH"]}
+""")
+    sshd = shutil.which("sshd", path=env["PATH"])
+    daemon = subprocess.Popen([sshd, "-D", "-f", lab / "sshd_config", "-E", lab / "log/sshd.log"])
+    try:
+        yield home
+    finally:
+        daemon.terminate()
+        daemon.wait()
 
 
 def _start(lab: Path, ports: dict[str, str], start: Callable[..., None], run: Callable) -> None:

@@ -85,10 +85,12 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Slurm's environment, and a HOME from which ``ssh login`` reaches it."""
     if lacking := slurm_lab.missing():
         pytest.skip(f"a real Slurm needs {', '.join(lacking)}: .ci/run installs it, as root")
-    with slurm_lab.slurm(tmp_path_factory.mktemp("slurm")) as env:
-        yield env
+    lab = tmp_path_factory.mktemp("slurm")
+    with slurm_lab.slurm(lab) as env, slurm_lab.login(lab, env, "login") as home:
+        yield env | {"HOME": str(home), "PATH": f"{home}/bin:{env['PATH']}"}
 
 
 @pytest.fixture
@@ -101,7 +103,13 @@ def recipe(cluster: dict[str, str], tmp_path: Path) -> Callable[..., "subprocess
     def start(*overrides: str) -> "subprocess.Popen[str]":
         command = [sys.executable, str(ROOT / "recipes/cdt_llama31.py"), "launcher=slurm", *SMALL, *overrides]
         return subprocess.Popen(
-            command, env=env, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command,
+            env=env,
+            cwd=tmp_path,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
 
     return start
@@ -125,8 +133,9 @@ def final_weights(output: Path) -> dict[str, bytes]:
 
 
 def test_the_demo_runs_on_two_nodes_and_a_preempted_one_ends_with_the_same_weights(cluster, recipe, tmp_path):
-    """One through NeMo-Run; one by our script in a container's options, preempted after its first checkpoint."""
-    plain = recipe("name=plain", "trainer.num_nodes=2", "launcher.submit=nemo_run")
+    """One through NeMo-Run over SSH; one by our script in a container's options, preempted after its first checkpoint."""
+    away = ("launcher.host=login", "launcher.user=root", f"launcher.workdir={tmp_path}/away")
+    plain = recipe("name=plain", "trainer.num_nodes=2", "launcher.submit=nemo_run", *away)
     out, _ = plain.communicate(timeout=600)
     assert plain.returncode == 0, out
     assert "COMPLETED" in out
@@ -141,7 +150,7 @@ def test_the_demo_runs_on_two_nodes_and_a_preempted_one_ends_with_the_same_weigh
     assert preempted.returncode == 0, out
     assert re.search(r"stopped by SIGTERM with \d steps saved", out), out
     assert restarts(cluster, identity) == 1
-    assert final_weights(tmp_path / "runs/preempted") == final_weights(tmp_path / "runs/plain")
+    assert final_weights(tmp_path / "runs/preempted") == final_weights(tmp_path / "away/runs/plain")
 
     shown = verb(cluster, "status", "runs/preempted", cwd=tmp_path)
     assert (shown.returncode, f"job {identity}: COMPLETED" in shown.stdout) == (0, True)
@@ -186,3 +195,19 @@ def test_what_slurm_refuses_is_one_line_and_leaves_nothing(submit, recipe, tmp_p
     assert refused.returncode == 2, out
     assert re.search(r"^error: sbatch failed: .*invalid partition specified: nowhere", out, re.MULTILINE)
     assert not (tmp_path / "runs/demo").exists()
+
+
+@pytest.mark.parametrize(
+    ("user", "host", "expected"),
+    [
+        ("root", "nowhere.invalid", "launcher.host=nowhere.invalid cannot be reached"),
+        ("nobody", "login", "launcher.host=login does not let nobody in"),
+    ],
+)
+def test_a_login_node_that_does_not_let_us_in_is_one_line(user, host, expected, recipe, tmp_path):
+    refused = recipe(f"launcher.host={host}", f"launcher.user={user}", f"launcher.workdir={tmp_path}")
+    out, _ = refused.communicate(timeout=600)
+
+    assert refused.returncode == 2, out
+    assert f"error: {expected}" in out, out
+    assert list(tmp_path.iterdir()) == [tmp_path / "site.yaml"]
