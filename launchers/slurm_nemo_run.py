@@ -62,8 +62,8 @@ def connected(launcher: Launcher) -> "LocalTunnel | SSHTunnel":
         raise ValueError(f"launcher.host={launcher.host} cannot be reached: {error}") from error
     except SystemExit as error:  # of NeMo-Run, after it has asked for a password
         raise ValueError(
-            f"launcher.host={launcher.host} does not let {launcher.user or getpass.getuser()} in: set launcher.user and "
-            "launcher.identity so that ssh works without a question"
+            f"launcher.host={launcher.host} does not let {launcher.user or getpass.getuser()} in: set launcher.user "
+            "and launcher.identity so that ssh works without a question"
         ) from error
     return shell
 

@@ -45,6 +45,21 @@ def train(config: Config, mutate: str | None = None) -> dict[str, Any]:
         return result
 
 
+def evaluate(config: Config, documents: list[Any]) -> dict[str, float]:
+    """What the last validation of ``config`` logged, over ``documents``."""
+    with cuda_on_cpu():
+        from nemo_cdt.data.rows import Rows
+        from nemo_cdt.nemo import assemble
+
+        Path(config.output).mkdir(parents=True, exist_ok=True)
+        trainer, model, data = assemble.build(config, on_gpu=False)
+        data.validation = Rows(documents, config.data.seq_length)
+        trainer.fit(model, data)
+        found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
+        assemble.tear_down()
+        return found
+
+
 class Seen(L.Callback):
     def __init__(self) -> None:
         self.initial: dict[str, np.ndarray] = {}

@@ -77,7 +77,9 @@ def write_metrics(folder: Path, steps: int = 100, cdt: bool = True, **columns) -
             row |= {"changed_fraction": 0.6} | seconds
         rows.append(row | columns)
         if step % 20 == 0:
-            rows.append({"step": step, "val_loss": loss + 0.2})
+            told = {"val_critical_supporting": 0.3, "val_critical_interference": 0.2}
+            told |= {"val_base_supporting": 0.1, "val_base_interference": 0.1, "val_accuracy": 0.5}
+            rows.append({"step": step, "val_loss": loss + 0.2} | told)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -123,8 +125,10 @@ def test_a_whole_run_becomes_one_page_without_links_to_anything_outside(reported
     page = Page(reported / "report.html")
     assert page.links
     assert all(link.startswith("data:image/svg+xml;base64,") for link in page.links)
-    expected = ["Training loss", "Validation loss", "Noise fraction", "Detection threshold", "Denoising strength"]
-    assert page.pictures == [*expected, "Step time", "Throughput"]
+    assert page.pictures == [
+        *("Training loss", "Validation loss", "Right answers", "Does detection find the facts"),
+        *("Noise fraction", "Detection threshold", "Denoising strength", "Step time", "Throughput"),
+    ]
     assert "torch 2.13.0, megatron-core 0.15.3" in page.text
     assert "100 of 100" in page.text
     assert not list(reported.glob("*.tmp"))

@@ -31,11 +31,13 @@ class Labelled:
 
     index_N: int64, where each is in [S, B] laid out flat.  labels_N: int64, the token to predict there.
     shape: (S, B).
+    right_N: bool, after a forward without gradients: no token has a larger logit than the label.
     """
 
     index_N: Tensor
     labels_N: Tensor
     shape: tuple[int, int]
+    right_N: Tensor | None = None
 
 
 class LabelledGPTModel(GPTModel):
@@ -76,7 +78,9 @@ def labelled_cross_entropy(
     rows_NH = hidden_SBH.flatten(0, 1).index_select(0, labelled.index_N).to(weight_VH.dtype)
     if not sequence_parallel:
         rows_NH = copy_to_tensor_model_parallel_region(rows_NH, group=group)
-    loss_N = ChunkedCrossEntropy.apply(rows_NH, weight_VH, labelled.labels_N, group)
+    if not torch.is_grad_enabled():
+        labelled.right_N = torch.empty_like(labelled.labels_N, dtype=torch.bool)
+    loss_N = ChunkedCrossEntropy.apply(rows_NH, weight_VH, labelled.labels_N, group, labelled.right_N)
     length, rows = labelled.shape
     loss = loss_N.new_zeros(length * rows).index_copy(0, labelled.index_N, loss_N)
     return loss.view(length, rows).t().contiguous()
@@ -90,7 +94,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, rows_NH: Tensor, weight_VH: Tensor, labels_N: Tensor, group: ProcessGroup) -> Tensor:
+    def forward(
+        ctx: Any, rows_NH: Tensor, weight_VH: Tensor, labels_N: Tensor, group: ProcessGroup, right_N: Tensor | None
+    ) -> Tensor:
         local_N, mine_N = _local(labels_N, len(weight_VH), group.rank())
         loss_N = torch.empty(len(rows_NH), dtype=torch.float32, device=rows_NH.device)
         total_N = torch.empty_like(loss_N)
@@ -99,11 +105,13 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             label_C = logits_CV.gather(1, local_N[part, None]).squeeze(1) * mine_N[part]
             total_N[part] = _over_group(torch.logsumexp(logits_CV, dim=1), label_C, group)
             loss_N[part] = total_N[part] - label_C
+            if right_N is not None:
+                right_N[part] = label_C >= _largest(logits_CV, group)
         ctx.save_for_backward(rows_NH, weight_VH, local_N, mine_N, total_N)
         return loss_N
 
     @staticmethod
-    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         rows_NH, weight_VH, local_N, mine_N, total_N = ctx.saved_tensors
         grad_rows_NH = torch.empty_like(rows_NH)
         chunks = list(_chunks(len(rows_NH), len(weight_VH)))
@@ -116,7 +124,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             grad_rows_NH[part] = grad_CV @ weight_VH
             if grad_weight_VH is not None:
                 grad_weight_VH += grad_CV.t() @ rows_NH[part]
-        return grad_rows_NH, None if grad_weight_VH is None else grad_weight_VH.to(weight_VH.dtype), None, None
+        return grad_rows_NH, None if grad_weight_VH is None else grad_weight_VH.to(weight_VH.dtype), None, None, None
 
 
 def _chunks(rows: int, vocabulary: int) -> Iterator[slice]:
@@ -141,3 +149,11 @@ def _over_group(total_C: Tensor, label_C: Tensor, group: ProcessGroup) -> Tensor
     torch.distributed.all_reduce(both_2C, group=group)
     label_C.copy_(both_2C[1])
     return most_C + both_2C[0].log()
+
+
+def _largest(logits_CV: Tensor, group: ProcessGroup) -> Tensor:
+    """The largest logit of the whole vocabulary."""
+    most_C = logits_CV.amax(dim=1)
+    if group.size() > 1:
+        torch.distributed.all_reduce(most_C, op=ReduceOp.MAX, group=group)
+    return most_C

@@ -35,6 +35,7 @@ class MicroBatch(dict[str, Tensor]):
         super().__init__(entries)
         self.row_length = row_length
         self.longest = longest
+        self._labels: Labelled | None = None
 
     def for_detection(self) -> "MicroBatch":
         """The same batch, whose masked loss is the sum over documents of each one's own mean."""
@@ -55,10 +56,13 @@ class MicroBatch(dict[str, Tensor]):
         return Segments(index_SB=index_SB, real_SB=real_SB, count_N=count_N)
 
     def labels(self) -> Labelled:
-        """What the head predicts, and where."""
-        rows, length = self["labels"].shape
-        index_N = self["labelled"]
-        return Labelled(index_N=index_N, labels_N=self["labels"].t().flatten()[index_N], shape=(length, rows))
+        """What the head predicts, and where; one object, in which the head leaves what it found."""
+        if self._labels is None:
+            rows, length = self["labels"].shape
+            index_N = self["labelled"]
+            labels_N = self["labels"].t().flatten()[index_N]
+            self._labels = Labelled(index_N=index_N, labels_N=labels_N, shape=(length, rows))
+        return self._labels
 
     def packed(self) -> PackedSeqParams | None:
         """Megatron's description of packed documents, or None."""

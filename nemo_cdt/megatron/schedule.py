@@ -63,20 +63,23 @@ class TwoPassSchedule:
         forward_only: bool = False,
         **rest: Any,
     ) -> list:
+        run = self._runs({"model": model, **rest}, forward_only=forward_only)
+        if forward_only:
+            return run(forward_step_func, data_iterator, num_microbatches)
+        two_passes = self._batch_by_batch if self.pipelined else self._micro_batch_by_micro_batch
+        return two_passes(run, chunks_of(model), forward_step_func, data_iterator, num_microbatches)
+
+    def _runs(self, fixed: dict[str, Any], *, forward_only: bool) -> Run:
         def run(step: ForwardStep, iterator: Iterator | list[Iterator], count: int) -> list:
             return self.schedule(
                 forward_step_func=step,
                 data_iterator=iterator,
-                model=model,
                 num_microbatches=count,
                 forward_only=forward_only,
-                **rest,
+                **fixed,
             )
 
-        if forward_only:
-            return run(forward_step_func, data_iterator, num_microbatches)
-        two_passes = self._batch_by_batch if self.pipelined else self._micro_batch_by_micro_batch
-        return two_passes(run, _chunks(model), forward_step_func, data_iterator, num_microbatches)
+        return run
 
     def _micro_batch_by_micro_batch(
         self,
@@ -104,18 +107,24 @@ class TwoPassSchedule:
         data_iterator: Iterator | list[Iterator],
         num_microbatches: int,
     ) -> list:
-        # Under interleaving each model chunk has an iterator of its own over the same micro-batches.
-        iterators = data_iterator if isinstance(data_iterator, list) else [data_iterator]
-        columns = [[self.prepare(it) for _ in range(num_microbatches)] for it in iterators]
-        batches = columns[0]
-
-        def again(replacement: Iterable[MicroBatch]) -> Iterator | list[Iterator]:
-            fresh = [iter(list(replacement)) for _ in iterators]
-            return fresh if isinstance(data_iterator, list) else fresh[0]
-
+        batches, again = self._whole_batch(data_iterator, num_microbatches)
         deltas = self._detect(batches, again, run, chunks, forward_step_func)
         with shifted(find_embedding(chunks), deltas):
             return run(forward_step_func, again(batches), num_microbatches)
+
+    def _whole_batch(
+        self, data_iterator: Iterator | list[Iterator], count: int
+    ) -> tuple[list[MicroBatch], Callable[[Iterable[MicroBatch]], Iterator | list[Iterator]]]:
+        """The next micro-batches; and what a schedule takes in place of ``data_iterator`` to see some again."""
+        # Under interleaving each model chunk has an iterator of its own over the same micro-batches.
+        iterators = data_iterator if isinstance(data_iterator, list) else [data_iterator]
+        columns = [[self.prepare(it) for _ in range(count)] for it in iterators]
+
+        def again(batches: Iterable[MicroBatch]) -> Iterator | list[Iterator]:
+            fresh = [iter(list(batches)) for _ in iterators]
+            return fresh if isinstance(data_iterator, list) else fresh[0]
+
+        return columns[0], again
 
     def _detect(
         self,
@@ -190,5 +199,5 @@ def _without_gather_hooks(chunk: nn.Module) -> Iterator[None]:
             ddp.enable_forward_pre_hook()
 
 
-def _chunks(model: nn.Module | list[nn.Module]) -> list[nn.Module]:
+def chunks_of(model: nn.Module | list[nn.Module]) -> list[nn.Module]:
     return model if isinstance(model, list) else [model]

@@ -26,7 +26,7 @@ from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptim
 from nemo.lightning.resume import AdapterPath
 from nemo.utils import AppState, logging
 
-from nemo_cdt.config import Config, DetectionRecompute, ObjectiveName, Optim, Precision, Recompute, Schedule
+from nemo_cdt.config import Config, DataName, DetectionRecompute, ObjectiveName, Optim, Precision, Recompute, Schedule
 from nemo_cdt.cost.memory import detection_recompute
 from nemo_cdt.data.tokenizer import load_tokenizer
 from nemo_cdt.folders import new_folder
@@ -35,6 +35,7 @@ from nemo_cdt.nemo.checkpoints import initial_checkpoint, latest_checkpoint, ste
 from nemo_cdt.nemo.console import is_first_rank
 from nemo_cdt.nemo.convert import convert
 from nemo_cdt.nemo.data import RowDataModule, load_rows
+from nemo_cdt.nemo.evaluation import Evaluation
 from nemo_cdt.nemo.lora import Adapters, adapters
 from nemo_cdt.nemo.metrics import JsonLinesLogger
 from nemo_cdt.nemo.model import CDTLlamaModel, llama_config, padded
@@ -140,8 +141,12 @@ def _trainer(config: Config, on_gpu: bool, sample: SampleWriter, lora: Adapters 
     settings, validates = config.trainer, config.trainer.val_interval > 0
     tokens = settings.global_batch_size * config.data.seq_length
     callbacks: list[L.Callback] = [StepMetrics(tokens, packed=config.data.pack)]
-    if config.objective.name is ObjectiveName.cdt:
-        callbacks = [ContextDenoising(config.objective, sample.observe, _detection(config, on_gpu)), sample, *callbacks]
+    denoises, typed = config.objective.name is ObjectiveName.cdt, config.data.name is DataName.multihop
+    recompute = _detection(config, on_gpu) if denoises or (validates and typed) else None
+    if denoises:
+        callbacks = [ContextDenoising(config.objective, sample.observe, recompute), sample, *callbacks]
+    if validates:
+        callbacks.append(Evaluation(typed=typed, scope=config.objective.threshold_scope, recompute=recompute))
     if lora:
         callbacks.insert(0, lora)
     trainer = nl.Trainer(

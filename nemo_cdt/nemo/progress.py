@@ -16,6 +16,7 @@ FIGURES = {
     "lr": ("lr", "{:.2g}"),
     "noise_fraction": ("noise_fraction", "{:.3f}"),
     "val_loss": ("val_loss", "{:.3f}"),
+    "val_accuracy": ("val_accuracy", "{:.3f}"),
     "s/step": ("step_time", "{:.2f}"),
     "tokens/s": ("tokens_per_second", "{:,.0f}"),
 }

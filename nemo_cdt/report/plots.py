@@ -35,7 +35,7 @@ class Picture:
 
 def pictures(run: Run) -> list[Picture]:
     """Those the run has numbers for, in the order they are read."""
-    draw = (_loss, _validation, _noise, _threshold, _strength, _time, _throughput)
+    draw = (_loss, _validation, _answers, _tells_apart, _noise, _threshold, _strength, _time, _throughput)
     with matplotlib.rc_context(STYLE):
         return [picture for picture in (one(run) for one in draw) if picture is not None]
 
@@ -68,6 +68,43 @@ def _validation(run: Run) -> Picture | None:
         "The lower curve generalises better; one that turns upwards has begun to memorise."
     )
     return _picture(figure, axes, "Validation loss", caption)
+
+
+def _answers(run: Run) -> Picture | None:
+    measured = [(one, color, line) for one, color, line in _runs(run) if "val_accuracy" in (one.validation or {})]
+    if not measured:
+        return None
+    figure, axes = _axes("right answers (%)")
+    for one, color, line in measured:
+        series = one.validation or {}
+        percent = 100 * series["val_accuracy"]
+        axes.plot(series["step"], percent, line, color=color, label=one.label, marker="o", markersize=3)
+    axes.set_ylim(0, 100)
+    caption = (
+        "The share of validation questions that the model answers as expected, to the last token, when it always takes "
+        "the likeliest one."
+    )
+    return _picture(figure, axes, "Right answers", caption)
+
+
+def _tells_apart(run: Run) -> Picture | None:
+    series = run.validation or {}
+    kinds = {"supporting": RUN, "interference": BASELINE}
+    if not all(f"val_critical_{kind}" in series for kind in kinds):
+        return None
+    figure, axes = _axes("share of tokens (%)")
+    for kind, color in kinds.items():
+        critical, base = (100 * series[f"val_{name}_{kind}"] for name in ("critical", "base"))
+        axes.plot(
+            series["step"], critical, "-", color=color, label=f"{kind}, of the critical", marker="o", markersize=3
+        )
+        axes.plot(series["step"], base, ":", color=color, label=f"{kind}, of all")
+    caption = (
+        "What detection, on validation documents, takes for critical. Solid: the share of supporting and interference "
+        "facts among the critical tokens. Dotted: their share among all tokens, which is what choosing blindly would "
+        "give. Detection tells facts from noise where solid lies above dotted."
+    )
+    return _picture(figure, axes, "Does detection find the facts", caption)
 
 
 def _noise(run: Run) -> Picture | None:

@@ -18,6 +18,10 @@ METRICS: dict[str, tuple[str, Best]] = {
     "loss": ("training loss", np.nanargmin),
     "detection_loss": ("training loss before denoising", np.nanargmin),
     "val_loss": ("validation loss", np.nanargmin),
+    "val_perplexity": ("validation perplexity", np.nanargmin),
+    "val_accuracy": ("right answers in validation, fraction", np.nanargmax),
+    "val_critical_supporting": ("supporting facts among critical tokens, fraction", None),
+    "val_base_supporting": ("supporting facts among all tokens, fraction", None),
     "noise_fraction": ("noise fraction", None),
     "threshold": ("detection threshold", None),
     "delta_to_embedding": ("shift, ‖δ‖ / ‖E‖", None),
@@ -100,7 +104,7 @@ def _cells(run: Run, key: str, best: Best) -> list[str]:
 
 
 def _first_last_best(run: Run, key: str, best: Best) -> list[str]:
-    series = run.validation if key == "val_loss" else run.training
+    series = run.validation if key.startswith("val_") else run.training
     if series is None or key not in series:
         return ["—"] * 3
     values = _values(series, key)

@@ -133,7 +133,7 @@ def final_weights(output: Path) -> dict[str, bytes]:
 
 
 def test_the_demo_runs_on_two_nodes_and_a_preempted_one_ends_with_the_same_weights(cluster, recipe, tmp_path):
-    """One through NeMo-Run over SSH; one by our script in a container's options, preempted after its first checkpoint."""
+    """One through NeMo-Run over SSH; one by our script, in a container's options, preempted after a checkpoint."""
     away = ("launcher.host=login", "launcher.user=root", f"launcher.workdir={tmp_path}/away")
     plain = recipe("name=plain", "trainer.num_nodes=2", "launcher.submit=nemo_run", *away)
     out, _ = plain.communicate(timeout=600)

@@ -1,0 +1,114 @@
+"""What a validation finds beside its loss: perplexity, right answers, and how well detection tells the tokens apart."""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from megatron.core import parallel_state
+from nemo.lightning.megatron_parallel import MegatronStep
+from torch import Tensor
+
+from nemo_cdt.config import Recompute, ThresholdScope
+from nemo_cdt.data.documents import TokenType
+from nemo_cdt.denoise import Denoising
+from nemo_cdt.megatron.detecting import DetectingSchedule
+from nemo_cdt.megatron.detection import Detection, Detector, Groups
+from nemo_cdt.megatron.microbatch import MicroBatch, take
+from nemo_cdt.nemo.callback import WrappedStep
+
+FACTS = (TokenType.supporting, TokenType.interference)
+"""The token types that detection should leave alone, where the data knows them."""
+
+
+class Evaluation(L.Callback):
+    """Logs, for all validation documents together:
+
+    val_perplexity: exp of the mean cross-entropy of their labelled tokens.
+    val_accuracy: the share of documents all of whose labelled tokens are the likeliest, given those before: so many
+        answers greedy decoding gets right. Only where the data knows token types, as ``multihop`` does.
+    val_critical_TYPE, val_base_TYPE: the share of a type among the critical tokens (the scores of which are not below
+        the threshold, Eq. 2), and among all: detection tells something where the first is larger.
+
+    typed: whether the data knows token types; then validation detects too, whatever the objective.
+    """
+
+    def __init__(self, *, typed: bool, scope: ThresholdScope, recompute: Recompute | None) -> None:
+        self.typed = typed
+        self.scope = scope
+        self.recompute = recompute
+        self._sums: dict[str, Tensor] = {}
+
+    def on_validation_epoch_start(self, *_: Any) -> None:
+        self._sums = {}
+
+    def on_megatron_step_start(self, step: MegatronStep) -> MegatronStep:
+        if not (step.forward_only and self.typed):
+            return step
+        wrap = functools.partial(self._detecting, step.pl_module.config.sequence_parallel)
+        return WrappedStep(**{f.name: getattr(step, f.name) for f in fields(MegatronStep)}, wrap=wrap)
+
+    def _detecting(self, sequence_parallel: bool, schedule: Callable) -> DetectingSchedule:
+        groups = Groups.of_megatron(sequence_parallel)
+        counted = groups.tensor is not None or parallel_state.get_tensor_model_parallel_rank() == 0
+        observer = self._count_types if counted else None  # else each tensor-parallel rank sees the same tokens
+        detector = Detector(Denoising(), self.scope, lambda: 0.0, groups, observer)
+        pipelined = parallel_state.get_pipeline_model_parallel_world_size() > 1
+        return DetectingSchedule(schedule, detector, take, pipelined=pipelined, recompute=self.recompute)
+
+    def _count_types(self, detection: Detection) -> None:
+        real_SB = detection.share(detection.batch["documents"].t()) >= 0
+        types_SB = detection.share(detection.batch["types"].t())
+        self._add("all", torch.bincount(types_SB[real_SB], minlength=len(TokenType)))
+        critical_SB = real_SB & ~detection.noise_SB
+        self._add("critical", torch.bincount(types_SB[critical_SB], minlength=len(TokenType)))
+
+    def on_megatron_microbatch_end(self, step: MegatronStep, batch: MicroBatch, output: Tensor, **_: Any) -> None:
+        """Sums what the last pipeline stage's forward found; that of detection, with gradients, is no validation."""
+        if not step.forward_only or torch.is_grad_enabled() or not parallel_state.is_pipeline_last_stage():
+            return
+        if parallel_state.get_tensor_model_parallel_rank() == 0:
+            self._add("loss", torch.stack([(output * batch["loss_mask"]).sum(), batch["loss_mask"].sum()]))
+        if self.typed:
+            self._count_right(batch)
+
+    def _count_right(self, batch: MicroBatch) -> None:
+        labelled, rows = batch.labels(), len(batch["tokens"])
+        assert labelled.right_N is not None, "the head was not asked"
+        wrong_B = torch.zeros(rows, device=labelled.right_N.device)
+        wrong_B.index_add_(0, labelled.index_N % rows, (~labelled.right_N).float())
+        torch.distributed.all_reduce(wrong_B, group=parallel_state.get_context_parallel_group())
+        if parallel_state.get_tensor_model_parallel_rank() == parallel_state.get_context_parallel_rank() == 0:
+            self._add("documents", torch.stack([(wrong_B == 0).sum(), wrong_B.new_tensor(rows)]))
+
+    def _add(self, name: str, sums: Tensor) -> None:
+        sums = sums.double()
+        self._sums[name] = self._sums[name] + sums if name in self._sums else sums
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for name, value in _metrics(self._whole(), self.typed).items():
+            pl_module.log(name, value, batch_size=1, prog_bar=name == "val_accuracy")
+
+    def _whole(self) -> dict[str, list[float]]:
+        """The sums over all ranks: each has counted what it alone has."""
+        sizes = {"loss": 2, "documents": 2, "all": len(TokenType), "critical": len(TokenType)}
+        device = torch.cuda.current_device()
+        mine = [self._sums.get(name, torch.zeros(size, dtype=torch.float64)).to(device) for name, size in sizes.items()]
+        total = torch.cat(mine)
+        torch.distributed.all_reduce(total)
+        return dict(zip(sizes, (part.tolist() for part in total.split([*sizes.values()])), strict=True))
+
+
+def _metrics(sums: dict[str, list[float]], typed: bool) -> dict[str, float]:
+    loss, labels = sums["loss"]
+    metrics = {"val_perplexity": math.exp(min(loss / labels, 700.0))}  # beyond it no float is large enough
+    if typed:
+        right, documents = sums["documents"]
+        metrics["val_accuracy"] = right / documents
+        for kind in FACTS:
+            for name, counts in (("critical", sums["critical"]), ("base", sums["all"])):
+                metrics[f"val_{name}_{kind.name}"] = counts[kind] / max(1.0, sum(counts))
+    return metrics
