@@ -15,7 +15,7 @@ demo: setup
 	$(BIN)/python recipes/cdt_llama31.py
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
