@@ -49,12 +49,12 @@ def hidden(config: Config) -> float:
 
 
 def deltas(config: Config, *, frozen: bool) -> float:
-    """A micro-batch's shift; in a pipeline the whole batch's, and in detection the embeddings and their gradients."""
+    """A micro-batch's shift; in a pipeline the whole batch's."""
     if config.objective.name is not ObjectiveName.cdt:
         return 0.0
     if config.parallel.pipeline == 1:
         return 0.0 if frozen else hidden(config)
-    return (2 if frozen else 1) * config.num_microbatches * hidden(config)
+    return config.num_microbatches * hidden(config)
 
 
 def head(config: Config, *, frozen: bool) -> float:

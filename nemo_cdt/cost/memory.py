@@ -67,11 +67,8 @@ def training_peak(config: Config) -> Memory:
 
 
 def detection_peak(config: Config, recompute: Recompute) -> Memory:
-    """Detection's highest point. In a pipeline that may be its end, when gradients become deltas."""
-    points = [_pass(config, recompute, stage, frozen=True) for stage in _ends(config)]
-    if config.parallel.pipeline > 1:
-        points.append(Memory(**_static(config, 0), deltas=1.5 * activations.deltas(config, frozen=True)))
-    return _highest(points)
+    """Detection's highest point."""
+    return _highest(_pass(config, recompute, stage, frozen=True) for stage in _ends(config))
 
 
 def detection_recompute(config: Config, device_bytes: float) -> tuple[Recompute, str]:

@@ -98,14 +98,9 @@ class Detector:
     @record_function(DENOISING)
     @torch.no_grad()
     def delta(self, leaf_SBH: Tensor, batch: MicroBatch) -> Tensor:
-        """E' - E in the embedding's dtype, from the gradient that detection left on the embedding's output.
-
-        Raises:
-            RuntimeError: where no gradient reached the embedding.
-        """
+        """E' - E in the embedding's dtype, from the gradient that detection left on the embedding's output."""
         grad_SBH = leaf_SBH.grad
-        if grad_SBH is None:
-            raise RuntimeError("detection left no gradient on the embedding; is another hook replacing its output?")
+        assert grad_SBH is not None
         embedding_SBH = leaf_SBH.detach()
         whole = batch.segments(self.scope)
         segments = denoise.Segments(

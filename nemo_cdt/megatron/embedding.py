@@ -1,6 +1,7 @@
 """A tap on Megatron's embedding: read the gradient of its output, or shift its output."""
 
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
@@ -15,16 +16,25 @@ def find_embedding(chunks: Iterable[nn.Module]) -> LanguageModelEmbedding | None
 
 
 @contextmanager
-def watched(embedding: LanguageModelEmbedding | None) -> Iterator[list[Tensor]]:
-    """Makes each output of the embedding a leaf, and collects the leaves, one a forward, for their ``.grad``."""
-    leaves: list[Tensor] = []
+def watched(embedding: LanguageModelEmbedding | None, seen: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Makes each output of the embedding a leaf, and calls ``seen(i, leaf)`` when the i-th has its ``.grad``.
+
+    Then the gradient is dropped, and with it the leaf: in a pipeline a whole batch of them would wait for the last.
+    """
+    count = itertools.count()
 
     def as_leaf(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
-        leaves.append(output.detach().requires_grad_())
-        return leaves[-1]
+        leaf, index = output.detach().requires_grad_(), next(count)
+
+        def tell(leaf: Tensor) -> None:
+            seen(index, leaf)
+            leaf.grad = None
+
+        leaf.register_post_accumulate_grad_hook(tell)
+        return leaf
 
     with _hooked(embedding, as_leaf):
-        yield leaves
+        yield
 
 
 @contextmanager

@@ -134,18 +134,29 @@ class TwoPassSchedule:
         chunks: list[nn.Module],
         forward_step_func: ForwardStep,
     ) -> list[Tensor]:
-        """One frozen forward and backward of ``batches``; the deltas, none on ranks without the embedding."""
+        """One frozen forward and backward of ``batches``; the deltas, none on ranks without the embedding.
+
+        Raises:
+            RuntimeError: where no gradient reached the embedding.
+        """
         embedding = find_embedding(chunks)
+        deltas: dict[int, Tensor] = {}
+
+        def denoise(index: int, leaf: Tensor) -> None:
+            deltas[index] = self.detector.delta(leaf, batches[index])
+
         with (
             self.detector.timed(),
             frozen(chunks),
             unscheduled(chunks),
             recomputing(chunks, self.recompute),
-            watched(embedding) as leaves,
+            watched(embedding, denoise),
         ):
             losses = run(forward_step_func, iterate([batch.for_detection() for batch in batches]), len(batches))
             self.detector.record_losses(losses, batches)
-            return [self.detector.delta(leaf, batch) for leaf, batch in zip(leaves, batches, strict=bool(leaves))]
+        if embedding is not None and len(deltas) < len(batches):
+            raise RuntimeError("detection left no gradient on the embedding; is another hook replacing its output?")
+        return [deltas[index] for index in sorted(deltas)]
 
 
 @contextmanager
