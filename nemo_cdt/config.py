@@ -22,8 +22,23 @@ PROFILED_STEP = 4
 
 
 class ObjectiveName(StrEnum):
+    """What is trained: conf/objective/NAME.yaml says where each comes from."""
+
     cdt = "cdt"
     ce = "ce"
+    sft = "sft"
+    longce = "longce"
+    cdt_longce = "cdt_longce"
+
+    @property
+    def denoises(self) -> bool:
+        """Runs the two passes of CDT."""
+        return self in (ObjectiveName.cdt, ObjectiveName.cdt_longce)
+
+    @property
+    def weighs(self) -> bool:
+        """Weighs tokens as LongCE does."""
+        return self in (ObjectiveName.longce, ObjectiveName.cdt_longce)
 
 
 class Normalization(StrEnum):
@@ -133,6 +148,9 @@ class Objective:
     epsilon: float = 1e-3
     threshold_scope: ThresholdScope = ThresholdScope.document
     detection_recompute: DetectionRecompute = DetectionRecompute.auto
+    window: int = 4096  # LongCE: tokens of short context, at least, that a token's weight is measured against
+    internal: int = 1024  # LongCE: tokens that each window weighs, and by which the next one is further on
+    gamma: float = 5.0  # LongCE: the largest weight
 
 
 @dataclass(kw_only=True, slots=True)
@@ -251,6 +269,11 @@ class Config:
             return self.model.tokenizer
         own = self.init.hf is not None and Path(self.init.hf, "tokenizer_config.json").exists()
         return str(self.init.hf) if own else "byte"
+
+    @property
+    def objectives(self) -> set[ObjectiveName]:
+        """Of this run and of the one beside it."""
+        return {self.objective.name, self.compare_to or self.objective.name}
 
     @property
     def data_parallel(self) -> int:

@@ -1,6 +1,7 @@
-"""The independent reference: CDT on one Hugging Face Llama in fp32, with plain autograd and torch's AdamW.
+"""The independent reference: CDT and what it is compared to, on one Hugging Face Llama in fp32, with plain autograd and
+torch's AdamW.
 
-Written from design.md section 1 and nothing else; it shares no code with nemo_cdt.
+Written from design.md section 1 and the objectives' papers; it shares no code with nemo_cdt.
 """
 
 import math
@@ -12,10 +13,11 @@ from transformers import LlamaForCausalLM
 
 @dataclass
 class ReferenceStep:
-    loss: float
+    loss: float  # plain cross-entropy
     masks: list[torch.Tensor]  # bool [n - 1] a document
     deltas: list[torch.Tensor]  # [n - 1, hidden] a document
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)
+    weights: list[torch.Tensor] = field(default_factory=list)  # [labels] a document
 
 
 def cosine(lr: float, min_lr: float, max_steps: int):
@@ -23,11 +25,22 @@ def cosine(lr: float, min_lr: float, max_steps: int):
 
 
 class ReferenceCDT:
-    """beta=None trains plain cross-entropy."""
+    """beta=None trains without denoising, longce=None without weights; else it is (window, internal, gamma)."""
 
     def __init__(
-        self, model: LlamaForCausalLM, lr, *, beta, weight_decay, clip_grad, eps, normalization="gradient", rho=0.0
+        self,
+        model: LlamaForCausalLM,
+        lr,
+        *,
+        beta,
+        weight_decay,
+        clip_grad,
+        eps,
+        normalization="gradient",
+        rho=0.0,
+        longce=None,
     ):
+        self.longce = longce
         self.model, self.lr, self.beta, self.clip_grad, self.steps = model, lr, beta, clip_grad, 0
         self.normalization, self.rho = normalization, rho
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -58,19 +71,39 @@ class ReferenceCDT:
             step = lr * self.beta * gradient
         return noise, torch.where(noise[:, None], -step, 0.0)
 
+    def weights(self, input_ids, labels, full):
+        """LongCE's, of every labelled target: one window after another, as its authors run them."""
+        known = labels[1:] != -100
+        if self.longce is None:
+            return torch.ones(int(known.sum()))
+        window, internal, gamma = self.longce
+        weight = torch.ones(len(input_ids))
+        full_of = torch.zeros(len(input_ids))
+        full_of[1:][known] = full.detach()
+        for start in range(0, len(input_ids) - window, internal):
+            ids = input_ids[start : start + window + internal]
+            with torch.no_grad():
+                logits = self.model(ids[None]).logits[0]
+            short = torch.nn.functional.cross_entropy(logits[window - 1 : -1], ids[window:], reduction="none")
+            measured = slice(start + window, start + len(ids))
+            weight[measured] = torch.exp(short - full_of[measured])
+        return weight.clamp(max=gamma)[1:][known]
+
     def step(self, documents) -> ReferenceStep:
         """documents: (input_ids, labels) of n tokens each, Hugging Face's convention."""
         lr = self.lr(self.steps)
-        masks, deltas, total, count = [], [], 0.0, 0
-        for input_ids, labels in documents:
-            tokens, labels = input_ids[:-1], labels[1:]
+        masks, deltas, weights, plain, total, count = [], [], [], 0.0, 0.0, 0
+        for input_ids, all_labels in documents:
+            tokens, labels = input_ids[:-1], all_labels[1:]
             noise, delta = torch.zeros(len(tokens), dtype=torch.bool), torch.zeros(1)
             if self.beta is not None:
                 noise, delta = self.detect(tokens, labels, lr)
             masks.append(noise)
             deltas.append(delta)
             losses = self.losses(self.model.get_input_embeddings()(tokens) + delta, labels)
-            total, count = total + losses.sum(), count + len(losses)
+            weights.append(self.weights(input_ids, all_labels, losses))
+            plain += losses.sum().item()
+            total, count = total + (weights[-1] * losses).sum(), count + len(losses)
         loss = total / count
         self.adam.zero_grad()
         loss.backward()
@@ -80,4 +113,4 @@ class ReferenceCDT:
             group["lr"] = lr
         self.adam.step()
         self.steps += 1
-        return ReferenceStep(loss.item(), masks, deltas, gradients)
+        return ReferenceStep(plain / count, masks, deltas, gradients, weights)

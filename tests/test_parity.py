@@ -25,7 +25,8 @@ def reference_steps(
     expected = ReferenceCDT(
         model,
         cosine(optim.lr, optim.min_lr, config.trainer.max_steps),
-        beta=objective.beta if objective.name is ObjectiveName.cdt else None,
+        beta=objective.beta if objective.name.denoises else None,
+        longce=(objective.window, objective.internal, objective.gamma) if objective.name.weighs else None,
         weight_decay=optim.weight_decay,
         clip_grad=optim.clip_grad,
         eps=optim.eps,

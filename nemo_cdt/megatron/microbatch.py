@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
@@ -28,6 +29,9 @@ class MicroBatch(dict[str, Tensor]):
     document_lengths: int64 [b, D], tokens of each whole document, padding excluded; 0 past the row's last one.
     cu_seqlens: int32 [D + 1], boundaries of packed documents, only where rows are packed (then b = 1).
     labelled: int64 [n], where a label is trained on, in [s, b] laid out flat.
+    short_loss: float32 [b, s], LongCE's s_j of each target, only where it is trained with.
+
+    LongCE's windows are micro-batches too, without what only detection and metrics ask for.
     """
 
     def __init__(self, entries: dict[str, Tensor], *, row_length: int, longest: int) -> None:
@@ -39,7 +43,7 @@ class MicroBatch(dict[str, Tensor]):
 
     def for_detection(self) -> "MicroBatch":
         """The same batch, whose masked loss is the sum over documents of each one's own mean."""
-        entries = self | {"loss_mask": self["label_share"]}
+        entries = {k: v for k, v in self.items() if k != "short_loss"} | {"loss_mask": self["label_share"]}
         return MicroBatch(entries, row_length=self.row_length, longest=self.longest)
 
     def segments(self, scope: ThresholdScope) -> Segments:
@@ -84,11 +88,17 @@ def take(iterator: Iterator) -> MicroBatch:
     Keeps every entry on every pipeline stage: NeMo's own data step drops what it does not know, and middle stages need
     the documents' boundaries.
     """
-    batch = next(iterator)
-    if isinstance(batch, tuple):  # Lightning's (batch, index, data loader index)
-        batch = batch[0]
-    if isinstance(batch, MicroBatch):
-        return batch
+    batch = loaded(next(iterator))
+    return batch if isinstance(batch, MicroBatch) else place(batch)
+
+
+def loaded(item: Any) -> dict[str, Tensor]:
+    """The batch in what a data loader yields: by itself, or in Lightning's (batch, index, data loader index)."""
+    return item[0] if isinstance(item, tuple) else item
+
+
+def place(batch: dict[str, Tensor]) -> MicroBatch:
+    """This rank's part of whole rows, on its device."""
     row_length = batch["tokens"].size(1)
     edges = batch["cu_seqlens"].flatten().tolist() if "cu_seqlens" in batch else [0, row_length]
     size = parallel_state.get_context_parallel_world_size()

@@ -36,6 +36,7 @@ from nemo_cdt.nemo.console import is_first_rank
 from nemo_cdt.nemo.convert import convert
 from nemo_cdt.nemo.data import RowDataModule, load_rows
 from nemo_cdt.nemo.evaluation import Evaluation
+from nemo_cdt.nemo.longce import LongCE
 from nemo_cdt.nemo.lora import Adapters, adapters
 from nemo_cdt.nemo.metrics import JsonLinesLogger
 from nemo_cdt.nemo.model import CDTLlamaModel, llama_config, padded
@@ -141,9 +142,11 @@ def _trainer(config: Config, on_gpu: bool, sample: SampleWriter, lora: Adapters 
     settings, validates = config.trainer, config.trainer.val_interval > 0
     tokens = settings.global_batch_size * config.data.seq_length
     callbacks: list[L.Callback] = [StepMetrics(tokens, packed=config.data.pack)]
-    denoises, typed = config.objective.name is ObjectiveName.cdt, config.data.name is DataName.multihop
-    recompute = _detection(config, on_gpu) if denoises or (validates and typed) else None
-    if denoises:
+    name, typed = config.objective.name, config.data.name is DataName.multihop
+    recompute = _detection(config, on_gpu) if name.denoises or (validates and typed) else None
+    if name.weighs:  # what comes later in the list wraps what came before
+        callbacks = [LongCE(config.objective), *callbacks]
+    if name.denoises:
         callbacks = [ContextDenoising(config.objective, sample.observe, recompute), sample, *callbacks]
     if validates:
         callbacks.append(Evaluation(typed=typed, scope=config.objective.threshold_scope, recompute=recompute))

@@ -32,6 +32,15 @@ class WrappedStep(MegatronStep):
         return self.wrap(super().forward_backward_func)
 
 
+def wrapped(step: MegatronStep, wrap: Callable[[Callable], Callable]) -> WrappedStep:
+    """``step`` with its schedule in ``wrap``, outside of what it is wrapped in already."""
+    inner = step.wrap if isinstance(step, WrappedStep) else None
+    return WrappedStep(
+        **{f.name: getattr(step, f.name) for f in fields(MegatronStep)},
+        wrap=(lambda schedule: wrap(inner(schedule))) if inner else wrap,
+    )
+
+
 class ContextDenoising(L.Callback):
     """Trains with CDT: each training step detects noise and trains on the denoised embeddings; validation is plain.
 
@@ -63,7 +72,7 @@ class ContextDenoising(L.Callback):
     def on_megatron_step_start(self, step: MegatronStep) -> MegatronStep:
         if step.forward_only:
             return step
-        return WrappedStep(**{f.name: getattr(step, f.name) for f in fields(MegatronStep)}, wrap=self._wrap)
+        return wrapped(step, self._wrap)
 
     def _wrap(self, schedule: Callable) -> TwoPassSchedule:
         pipelined = parallel_state.get_pipeline_model_parallel_world_size() > 1
@@ -124,8 +133,8 @@ class StepMetrics(L.Callback):
         self._padding, self._positions = 0, 0
 
     def on_megatron_microbatch_start(self, step: MegatronStep, batch: MicroBatch) -> None:
-        """Both passes of CDT come here, which the share of padding does not notice."""
-        if not step.forward_only:
+        """Both passes of CDT come here, which the share of padding does not notice, and LongCE's windows."""
+        if not step.forward_only and "documents" in batch:
             self._padding += (batch["documents"] < 0).sum()
             self._positions += batch["documents"].numel()
 
@@ -137,8 +146,9 @@ class StepMetrics(L.Callback):
         pl_module.log("padding_fraction", self._padding / self._positions, batch_size=1, sync_dist=True)
         if not self._told:
             self._tell(float(trainer.callback_metrics["padding_fraction"]))
-        if "detection_time" in trainer.callback_metrics:
-            pl_module.log("training_time", step_time - float(trainer.callback_metrics["detection_time"]), batch_size=1)
+        before = [trainer.callback_metrics[k] for k in ("detection_time", "window_time") if k in trainer.callback_metrics]
+        if before:
+            pl_module.log("training_time", step_time - float(sum(before)), batch_size=1)
         if torch.cuda.is_available():
             pl_module.log("peak_memory_gib", torch.cuda.max_memory_allocated() / 2**30, batch_size=1)
 

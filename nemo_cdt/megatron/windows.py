@@ -1,0 +1,269 @@
+"""LongCE in Megatron's schedule: each step first runs its micro-batches' windows, then trains with their weights.
+
+The windows of several documents and rows are packed side by side into micro-batches no longer than training's own, so
+that they fit wherever training does. Every rank that shares a row cuts it into the same windows: they come from the
+whole rows, before context parallelism splits them.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.utils import get_attr_wrapped_model
+from torch import Tensor, nn
+from torch.distributed import ReduceOp
+from torch.profiler import record_function
+
+from nemo_cdt import longce
+from nemo_cdt.config import Recompute
+from nemo_cdt.megatron.detection import Moment, elapsed, now
+from nemo_cdt.megatron.microbatch import MicroBatch, loaded, place, take
+from nemo_cdt.megatron.recompute import recomputing
+from nemo_cdt.megatron.schedule import ForwardStep, unscheduled
+
+Rows = dict[str, Tensor]
+"""A micro-batch as the data loader yields it: whole rows, on the CPU."""
+Score = Callable[[list[Rows]], list[MicroBatch]]
+
+WINDOWS = "windows"
+"""How traces of torch's profiler mark them."""
+
+
+class Cut(NamedTuple):
+    """A window in its rows: positions start to end - 1 of row ``row`` of micro-batch ``batch``."""
+
+    batch: int
+    row: int
+    start: int
+    measured: int
+    end: int
+
+
+class LongCESchedule:
+    """Measures s_j in windows, trains with LongCE's weights. Forward-only calls pass through.
+
+    ``schedule`` may itself be a :class:`TwoPassSchedule`, whose detection then sees no weights. The windows are not
+    denoised: what is noise was found in the whole context, and a window is another.
+
+    Like the authors' trainer it measures with the model in training mode, each forward with a dropout of its own: where
+    dropout is on, s_j and l_j differ by that too.
+    """
+
+    def __init__(
+        self, schedule: Callable[..., list], *, window: int, internal: int, gamma: float, record: "Record"
+    ) -> None:
+        self.schedule = schedule
+        self.window = window
+        self.internal = internal
+        self.gamma = gamma
+        self.record = record
+
+    def __call__(
+        self,
+        *,
+        forward_step_func: ForwardStep,
+        data_iterator: Iterator | list[Iterator],
+        model: nn.Module | list[nn.Module],
+        num_microbatches: int,
+        forward_only: bool = False,
+        **rest: Any,
+    ) -> list:
+        call = {"model": model, **rest}
+        if forward_only:
+            return self.schedule(
+                forward_step_func=forward_step_func,
+                data_iterator=data_iterator,
+                num_microbatches=num_microbatches,
+                forward_only=True,
+                **call,
+            )
+
+        def score(rows: list[Rows]) -> list[MicroBatch]:
+            return self._score(rows, forward_step_func, call)
+
+        if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+            iterator = _scored_at_once(data_iterator, score, num_microbatches)
+        else:
+            iterator = _scored_one_by_one(data_iterator, score)
+        return self.schedule(
+            forward_step_func=self._weighted(forward_step_func),
+            data_iterator=iterator,
+            num_microbatches=num_microbatches,
+            forward_only=False,
+            **call,
+        )
+
+    def _weighted(self, forward_step_func: ForwardStep) -> ForwardStep:
+        def forward(iterator: Iterator, model: nn.Module) -> tuple[Tensor, Callable]:
+            batch = take(iterator)
+            output, reduction = forward_step_func(iter([batch]), model)
+            if "short_loss" in batch and get_attr_wrapped_model(model, "post_process"):
+                weight = longce.weights(batch["short_loss"], output, self.gamma)
+                self.record.add(batch, output.detach(), weight, self.gamma)
+                output = longce.weighted(output, weight)
+            return output, reduction
+
+        return forward
+
+    def _score(self, rows: list[Rows], forward_step_func: ForwardStep, call: dict[str, Any]) -> list[MicroBatch]:
+        """The micro-batches, on the last pipeline stage with ``short_loss``."""
+        with self.record.timed():
+            cuts = [cut for index, batch in enumerate(rows) for cut in cut_rows(index, batch, self.window, self.internal)]
+            chunks = call["model"] if isinstance(call["model"], list) else [call["model"]]
+            batches = [place(batch) for batch in packed(cuts, rows, multiple_of=_stages(chunks))]
+            losses = self._losses(batches, chunks, forward_step_func, call)
+            placed = [place(batch) for batch in rows]
+            if parallel_state.is_pipeline_last_stage(ignore_virtual=True):
+                for batch, short_BS in zip(placed, _spread(rows, batches, losses), strict=True):
+                    batch["short_loss"] = short_BS.gather(1, batch["positions"])
+        return placed
+
+    def _losses(
+        self, batches: list[MicroBatch], chunks: list[nn.Module], step: ForwardStep, call: dict[str, Any]
+    ) -> list[Tensor]:
+        """The cross-entropy of each, [1, s], on the last pipeline stage; nothing on others."""
+        if not batches:
+            return []
+
+        def forward(iterator: Iterator, model: nn.Module) -> tuple[Tensor, Callable]:
+            output, _ = step(iterator, model)
+            return output, lambda output, non_loss_data: output
+
+        iterators = [iter(batches) for _ in chunks]
+        changed: dict[str, Any] = {"seq_length": batches[0].row_length, "micro_batch_size": 1}
+        with torch.no_grad(), unscheduled(chunks), recomputing(chunks, Recompute.none):
+            return self.schedule(
+                forward_step_func=forward,
+                data_iterator=iterators if isinstance(call["model"], list) else iterators[0],
+                num_microbatches=len(batches),
+                forward_only=True,
+                collect_non_loss_data=True,
+                **call | changed,
+            )
+
+
+class Record:
+    """What a step's weights were: sums over labelled tokens, and the windows' time."""
+
+    NAMES = ("tokens", "measured", "weight", "capped", "weighted_loss")
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None
+        self._spans: list[tuple[Moment, Moment]] = []
+
+    @torch.no_grad()
+    def add(self, batch: MicroBatch, loss_BS: Tensor, weight_BS: Tensor, gamma: float) -> None:
+        mask_BS = batch["loss_mask"]
+        columns = (
+            torch.ones_like(mask_BS),
+            batch["short_loss"] != longce.UNMEASURED,
+            weight_BS,
+            weight_BS >= gamma,
+            weight_BS * loss_BS,
+        )
+        sums = torch.stack([(mask_BS * column).sum(dtype=torch.float64) for column in columns])
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Adds the time inside, without waiting for the device."""
+        start = now()
+        with record_function(WINDOWS):
+            yield
+        self._spans.append((start, now()))
+
+    def take(self) -> tuple[dict[str, float], float]:
+        """The step's sums over all ranks, by name, and this rank's windows' time in seconds; then starts afresh.
+
+        Tensor-parallel ranks count the same tokens again, which no ratio of two sums notices.
+        """
+        sums = self._sums
+        if sums is None:
+            sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=torch.cuda.current_device())
+        torch.distributed.all_reduce(sums)
+        seconds = sum(elapsed(start, end) for start, end in self._spans)
+        self._sums, self._spans = None, []
+        return dict(zip(self.NAMES, sums.tolist(), strict=True)), seconds
+
+
+def cut_rows(batch: int, rows: Rows, window: int, internal: int) -> Iterator[Cut]:
+    """The windows of micro-batch number ``batch`` that measure a labelled token."""
+    for row, lengths in enumerate(rows["document_lengths"].tolist()):
+        edges = rows["cu_seqlens"][row].tolist() if "cu_seqlens" in rows else [0]
+        for first, fed in zip(edges, lengths, strict=False):
+            for found in longce.windows(fed, window=window, internal=internal):
+                cut = Cut(batch, row, first + found.start, first + found.measured, first + found.end)
+                if rows["loss_mask"][row, cut.measured : cut.end].any():
+                    yield cut
+
+
+def packed(cuts: list[Cut], rows: list[Rows], *, multiple_of: int) -> list[Rows]:
+    """Rows of as many windows as fit in a training micro-batch; a multiple of ``multiple_of`` of them, or none.
+
+    ``source``: int64 [1, s], where each position comes from in ``rows``, laid out flat one after another.
+    """
+    if not cuts:
+        return []
+    context, tensor = (
+        parallel_state.get_context_parallel_world_size(),
+        parallel_state.get_tensor_model_parallel_world_size(),
+    )
+    multiple = 2 * context * tensor  # zig-zag order, and sequence parallelism's equal parts
+    width = -(-max(cut.end - cut.start for cut in cuts) // multiple) * multiple
+    most = max(1, rows[0]["tokens"].numel() // width)
+    count = -(-len(cuts) // most)
+    count = -(-count // multiple_of) * multiple_of
+    slots = -(-len(cuts) // count)
+    return [_side_by_side(cuts[i * slots : (i + 1) * slots], rows, slots, width) for i in range(count)]
+
+
+def _side_by_side(cuts: list[Cut], rows: list[Rows], slots: int, width: int) -> Rows:
+    names = ("tokens", "labels", "position_ids", "source")
+    entries = {name: torch.zeros(1, slots * width, dtype=torch.int64) for name in names}
+    entries["loss_mask"] = torch.zeros(1, slots * width)
+    entries["cu_seqlens"] = torch.arange(0, slots * width + 1, width, dtype=torch.int32)[None]
+    per_batch, per_row = rows[0]["tokens"].numel(), rows[0]["tokens"].size(1)
+    for slot, cut in enumerate(cuts):
+        length, skipped = cut.end - cut.start, cut.measured - cut.start
+        here, there = slice(slot * width, slot * width + length), (cut.row, slice(cut.start, cut.end))
+        for name in ("tokens", "labels", "loss_mask"):
+            entries[name][0, here] = rows[cut.batch][name][there]
+        entries["loss_mask"][0, here.start : here.start + skipped] = 0
+        entries["position_ids"][0, here] = torch.arange(length)
+        entries["source"][0, here] = torch.arange(length) + cut.batch * per_batch + cut.row * per_row + cut.start
+    return entries
+
+
+def _spread(rows: list[Rows], batches: list[MicroBatch], losses: list[Tensor]) -> Tensor:
+    """s of every position of ``rows``, whole on each rank, [micro-batches, b, S]."""
+    shape = (len(rows), *rows[0]["tokens"].shape)
+    short = torch.full(shape, longce.UNMEASURED, device=torch.cuda.current_device()).flatten()
+    for batch, loss in zip(batches, losses, strict=True):
+        # [1, s]: the same flat as in labelled's [s, 1]
+        at_N = batch["labelled"]
+        short[batch["source"].flatten()[at_N]] = loss.flatten()[at_N].float()
+    group = parallel_state.get_context_parallel_group()
+    if batches and group.size() > 1:  # each rank measured its part of each window
+        torch.distributed.all_reduce(short, op=ReduceOp.MAX, group=group)
+    return short.view(shape)
+
+
+def _scored_one_by_one(data_iterator: Iterator | list[Iterator], score: Score) -> Iterator:
+    iterator = data_iterator[0] if isinstance(data_iterator, list) else data_iterator
+    return map(lambda item: score([loaded(item)])[0], iterator)
+
+
+def _scored_at_once(data_iterator: Iterator | list[Iterator], score: Score, count: int) -> Iterator | list[Iterator]:
+    """In a pipeline, where each model chunk has an iterator of its own over the same micro-batches."""
+    iterators = data_iterator if isinstance(data_iterator, list) else [data_iterator]
+    columns = [[loaded(next(iterator)) for _ in range(count)] for iterator in iterators]
+    batches = score(columns[0])
+    scored = [iter(batches) for _ in iterators]
+    return scored if isinstance(data_iterator, list) else scored[0]
+
+
+def _stages(chunks: list[nn.Module]) -> int:
+    """Of how many the number of micro-batches must be a multiple: an interleaved schedule asks for it."""
+    return parallel_state.get_pipeline_model_parallel_world_size() if len(chunks) > 1 else 1
