@@ -1,8 +1,14 @@
 """A run in a few lines, from its configuration alone: said when it starts, and in its report."""
 
-from nemo_cdt.config import Config, Lora, LoraTarget, Model, ObjectiveName
+from nemo_cdt.config import Config, Lora, LoraTarget, Model, Objective, ObjectiveName
 
-NAMES = {ObjectiveName.cdt: "CDT", ObjectiveName.ce: "plain CE"}
+NAMES = {
+    ObjectiveName.cdt: "CDT",
+    ObjectiveName.ce: "plain CE",
+    ObjectiveName.sft: "SFT",
+    ObjectiveName.longce: "LongCE",
+    ObjectiveName.cdt_longce: "CDT + LongCE",
+}
 
 
 def describe(config: Config) -> dict[str, str]:
@@ -12,7 +18,7 @@ def describe(config: Config) -> dict[str, str]:
     batch = f"{trainer.global_batch_size} sequences of {data.seq_length:,} tokens a step, {tokens:,} in all"
     lr = f"learning rate {config.optim.lr:g}, {config.optim.schedule}"
     return {
-        "Objective": NAMES[config.objective.name] + _strength(config),
+        "Objective": "; ".join([NAMES[config.objective.name], *_details(config.objective)]),
         "Model": f"{_model(config)}; {_weights(config)}",
         **({"LoRA": _lora(config.lora, config.model)} if config.lora.rank else {}),
         "Data": f"{data.name}{f', {data.path}' if data.path else ''}; {batch}",
@@ -21,16 +27,20 @@ def describe(config: Config) -> dict[str, str]:
     }
 
 
-def _strength(config: Config) -> str:
-    objective = config.objective
-    if objective.name is ObjectiveName.ce:
-        return ""
+def _details(objective: Objective) -> list[str]:
+    if objective.name is ObjectiveName.sft:
+        return ["loss on answers alone"]
+    windows = f"weights up to {objective.gamma:g} from windows of {objective.window:,} + {objective.internal:,} tokens"
+    return [_strength(objective)] * objective.name.denoises + [windows] * objective.name.weighs
+
+
+def _strength(objective: Objective) -> str:
     scale = {
         "gradient": f"shift = gradient · lr · beta, beta {objective.beta:g}, lr {objective.lr}",
         "relative": f"relative shift rho {objective.rho:g}",
         "epsilon": f"shift epsilon {objective.epsilon:g}",
     }[objective.normalization]
-    return f": {scale}; threshold per {objective.threshold_scope}"
+    return f"{scale}; threshold per {objective.threshold_scope}"
 
 
 def _model(config: Config) -> str:

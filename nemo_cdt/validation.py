@@ -17,6 +17,8 @@ from nemo_cdt.config import (
     Lora,
     LoraTarget,
     Model,
+    Objective,
+    ObjectiveName,
     Parallel,
     Precision,
     Recompute,
@@ -48,6 +50,7 @@ MAY_BE_ZERO = {
     "launcher.requeues",
 }
 HOPS = {3, 4}
+OF_LONGCE = ("window", "internal", "gamma")
 
 
 def validate(config: Config, site: str = "launcher") -> None:
@@ -200,6 +203,11 @@ def _check_packing(config: Config) -> None:
         "set parallel.context_comm=p2p or a2a",
     )
     _require(
+        comm is not ContextComm.all_gather or not any(name.weighs for name in config.objectives),
+        f"parallel.context_comm={comm} with objective.name={config.objective.name}: Transformer Engine takes no packed "
+        "rows there, which LongCE's windows are, set parallel.context_comm=p2p or a2a",
+    )
+    _require(
         data.document_length is None or data.document_length <= data.seq_length,
         f"data.document_length={data.document_length} is longer than data.seq_length={data.seq_length}: "
         f"set data.document_length={data.seq_length} or less",
@@ -285,6 +293,31 @@ def _check_objective(config: Config) -> None:
     _require(
         config.compare_to != config.objective.name,
         f"compare_to={config.compare_to} is objective.name itself: set compare_to=null",
+    )
+    _require(
+        config.objectives != {ObjectiveName.ce, ObjectiveName.sft},
+        f"compare_to={config.compare_to} trains what objective.name={config.objective.name} does: sft is ce on data "
+        "whose prompts are masked, set compare_to=null",
+    )
+    _check_longce(config)
+
+
+def _check_longce(config: Config) -> None:
+    objective, names = config.objective, config.objectives
+    if not any(name.weighs for name in names):
+        default = Objective()
+        unused = [
+            f"objective.{k}={getattr(objective, k)}" for k in OF_LONGCE if getattr(objective, k) != getattr(default, k)
+        ]
+        _require(
+            not unused, f"{' '.join(unused)} has no effect with objective.name={objective.name}: set objective=longce"
+        )
+        return
+    longest = (config.data.document_length or config.data.seq_length) + 1
+    _require(
+        objective.window < longest,
+        f"objective.window={objective.window}, but documents have at most {longest} tokens: LongCE would weigh none, "
+        f"set objective.window={longest // 2} or less, or data.seq_length",
     )
 
 

@@ -98,3 +98,80 @@ def zigzag_ignored() -> None:
         return torch.arange(cp_rank * share, (cp_rank + 1) * share)
 
     microbatch.row_positions = in_order
+
+
+def weights_not_clamped() -> None:
+    from nemo_cdt import longce
+
+    right = longce.weights
+    longce.weights = lambda short, full, gamma: right(short, full, float("inf"))
+
+
+def weights_renormalised() -> None:
+    from nemo_cdt import longce
+
+    right = longce.weights
+
+    def weights(short, full, gamma):
+        weight, known = right(short, full, gamma), short != longce.UNMEASURED
+        return weight / weight[known].mean()
+
+    longce.weights = weights
+
+
+def window_begins_one_late() -> None:
+    from dataclasses import replace
+
+    from nemo_cdt import longce
+
+    right = longce.windows
+    longce.windows = lambda fed, **how: (replace(found, start=found.start + 1) for found in right(fed, **how))
+
+
+def weights_with_a_gradient() -> None:
+    from nemo_cdt import longce
+
+    def weighted(loss, weight):
+        moving = weight * (loss.detach() - loss).exp() * loss
+        return loss.detach() + moving - moving.detach()
+
+    longce.weighted = weighted
+
+
+def weights_in_detection() -> None:
+    from nemo_cdt.megatron.microbatch import MicroBatch
+
+    right = MicroBatch.for_detection
+
+    def for_detection(batch: MicroBatch) -> MicroBatch:
+        wrong = right(batch)
+        wrong["short_loss"] = batch["short_loss"]
+        return wrong
+
+    MicroBatch.for_detection = for_detection
+
+
+def windows_of_one_rank() -> None:
+    import torch
+
+    right = torch.distributed.all_reduce
+
+    def all_reduce(tensor, op=torch.distributed.ReduceOp.SUM, **rest):
+        if op != torch.distributed.ReduceOp.MAX:
+            return right(tensor, op=op, **rest)
+
+    from nemo_cdt.megatron import windows
+
+    windows.torch.distributed.all_reduce = all_reduce
+
+
+def windows_across_documents() -> None:
+    from nemo_cdt.megatron import windows
+
+    right = windows.cut_rows
+
+    def cut_rows(batch, rows, window, internal):
+        whole = rows | {"document_lengths": rows["document_lengths"].sum(dim=1, keepdim=True)}
+        return right(batch, whole, window, internal)
+
+    windows.cut_rows = cut_rows

@@ -1,5 +1,6 @@
 """What CDT is compared to, and is combined with, equals the independent reference; the tests can tell."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests import jobs, llama
 from tests.ranks import on_ranks
 from tests.reference import ReferenceCDT, ReferenceStep, cosine
 from tests.runs import VOCABULARY, small_run, write_documents
+from tests.test_layouts import LAYOUTS, MODEL, Layout
 
 WEIGHT = 1e-5  # fp32 after steps of up to 2e-4 each
 GAMMA = 1.02  # low enough that many weights reach it with random models, which hardly use their context
@@ -64,3 +66,109 @@ def test_losses_weights_and_model_equal_the_reference(name: str, kind: str, micr
     weights = torch.cat([weight for step in steps for weight in step.weights])
     for some in (weights < 0.99, weights == 1, weights == GAMMA):
         assert some.any()
+
+
+@pytest.mark.parametrize("name", ["ce", "sft"])
+def test_cross_entropy_of_answers_equals_the_reference(name: str, tmp_path: Path) -> None:
+    documents = write_documents(tmp_path / "d.jsonl", kind="sft", count=12, longest=60)
+    config = small_run(tmp_path / "run", tmp_path / "d.jsonl", name=c.ObjectiveName(name))
+    assert_equal(config, on_ranks(jobs.train, 1, config)[0], documents)
+
+
+MUTATIONS = {
+    "weights_not_clamped": "longce",
+    "weights_renormalised": "longce",
+    "window_begins_one_late": "longce",
+    "weights_with_a_gradient": "longce",
+    "weights_in_detection": "cdt_longce",
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_mutation_is_noticed(mutation: str, tmp_path: Path) -> None:
+    documents = write_documents(tmp_path / "d.jsonl", kind="lm", count=4, longest=60)
+    how = objective(c.ObjectiveName(MUTATIONS[mutation]))
+    config = small_run(tmp_path / "run", tmp_path / "d.jsonl", steps=1, objective=how)
+    run = on_ranks(jobs.train, 1, config, mutation)[0]
+    with pytest.raises(AssertionError):
+        assert_equal(config, run, documents)
+
+
+@dataclass
+class Shared:
+    """What all layouts start from: documents of uneven length."""
+
+    folder: Path
+
+    def run(self, name: str, layout: Layout, *, pack: bool = False, mutate: str | None = None) -> list[dict[str, Any]]:
+        config = small_run(
+            self.folder / f"{name} {layout} {pack} {mutate}",
+            self.folder / "d.jsonl",
+            global_batch=8,
+            model=MODEL,
+            parallel=layout.parallel,
+            objective=objective(c.ObjectiveName(name)),
+            init=c.Init(nemo=str(self.folder / "nemo")),
+        )
+        config.trainer = replace(config.trainer, devices=layout.ranks, **layout.trainer)
+        if pack:  # documents of up to 60 tokens, 2 a row
+            config.data = replace(config.data, pack=True, seq_length=128, document_length=64)
+            config.trainer.global_batch_size = 4
+        return on_ranks(jobs.train_and_read, layout.ranks, config, mutate)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    folder = tmp_path_factory.mktemp("objectives")
+    write_documents(folder / "d.jsonl", kind="lm", count=24, longest=60, shortest=44)
+    on_ranks(jobs.initial, 1, MODEL, VOCABULARY, folder / "hf", folder / "nemo")
+    return Shared(folder)
+
+
+@pytest.fixture(scope="module")
+def of_one_process(shared: Shared) -> dict[str, dict[str, Any]]:
+    return {name: shared.run(name, Layout(1))[0] for name in ("longce", "cdt_longce")}
+
+
+LOGGED = ("weight", "capped_fraction", "measured_fraction", "weighted_loss")
+
+
+def assert_same(ranks: list[dict[str, Any]], expected: dict[str, Any]) -> None:
+    for name in LOGGED:
+        values = [metrics[name] for metrics in expected["metrics"]]
+        for rank in ranks:
+            np.testing.assert_allclose([metrics[name] for metrics in rank["metrics"]], values, atol=1e-5, err_msg=name)
+    last = next(rank for rank in ranks if rank["losses"][0] > 0)
+    np.testing.assert_allclose(last["losses"], expected["losses"], atol=1e-5)
+    for name, value in expected["state"].items():
+        np.testing.assert_allclose(ranks[0]["state"][name], value, atol=WEIGHT, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "pack"),
+    [
+        ("longce", "CP2", False),
+        ("longce", "TP2+SP", False),
+        ("longce", "DP2 overlapped", False),
+        ("longce", "PP2", True),
+        ("longce", "full recompute", False),
+        ("cdt_longce", "PP2 interleaved", False),
+        ("cdt_longce", "CP2", True),
+    ],
+)
+def test_a_layout_gives_the_answer_of_one_process(
+    name: str, layout: str, pack: bool, shared: Shared, of_one_process: dict[str, dict[str, Any]]
+) -> None:
+    assert_same(shared.run(name, LAYOUTS[layout], pack=pack), of_one_process[name])
+
+
+@pytest.mark.parametrize(
+    ("mutation", "layout", "pack"),
+    [("windows_of_one_rank", "CP2", False), ("windows_across_documents", "PP2", True)],
+)
+def test_a_mutated_layout_is_noticed(
+    mutation: str, layout: str, pack: bool, shared: Shared, of_one_process: dict[str, dict[str, Any]]
+) -> None:
+    ranks = shared.run("longce", LAYOUTS[layout], pack=pack, mutate=mutation)
+    with pytest.raises(AssertionError):
+        assert_same(ranks, of_one_process["longce"])

@@ -40,7 +40,8 @@ def composed(*overrides: str) -> Config:
 def test_every_option_of_every_group_composes_to_a_run(option):
     group, _, name = option.partition("=")
     site = [f"launcher.site={SITE}"] if group == "launcher" and name != "local" else []
-    validate(with_site(composed(option, "data.path=rows.jsonl", "compare_to=null", "init.hf=llama", *site)))
+    wanted = ("data.path=rows.jsonl", "data.seq_length=8192", "compare_to=null", "init.hf=llama", *site)
+    validate(with_site(composed(option, *wanted)))
 
 
 def test_without_arguments_the_run_is_the_demo():
@@ -93,7 +94,10 @@ def test_llama31_8b_is_what_its_name_says():
             "lora.targets=[linear_q]",
             "lora.targets[0]: Invalid value 'linear_q', expected one of [linear_qkv, linear_proj",
         ),
-        ("objective.name=sft", "objective.name: Invalid value 'sft', expected one of [cdt, ce]"),
+        (
+            "objective.name=dpo",
+            "objective.name: Invalid value 'dpo', expected one of [cdt, ce, sft, longce, cdt_longce]",
+        ),
         ("trainer.max_steps=five", "trainer.max_steps: Value 'five' of type 'str' could not be converted to Integer"),
         ("trainer.max_steps=2.5", "trainer.max_steps: Value '2.5' of type 'float' could not be converted"),
         ("trainer.max_steps=null", "trainer.max_steps: field 'trainer.max_steps' is not Optional"),

@@ -261,7 +261,7 @@ def test_plain_cross_entropy_alone_is_reported_without_noise(tmp_path):
     found = ["Right answers", "Does detection find the facts"]  # of validation, whatever the objective
     assert page.pictures == ["Training loss", "Validation loss", *found, "Step time", "Throughput"]
     assert "No baseline in this run" in page.text
-    assert "Plain cross-entropy detects no noise" in page.text
+    assert "plain CE detects no noise" in page.text
     assert not page.tokens
 
 

@@ -30,6 +30,8 @@ def test_the_defaults_are_a_run():
         "objective.lr=1e-5",
         "objective.beta=0",
         "compare_to=ce",
+        "objective.name=sft compare_to=longce objective.window=512",
+        "objective.name=cdt_longce compare_to=cdt data.seq_length=8192",
         "model.rope_scaling=null model.vocab_size=384",
         "trainer.precision=bf16 trainer.accelerator=cpu",
     ],
@@ -92,6 +94,14 @@ REFUSED = {
     "objective.lr=true": "set it to scheduled or to a number above 0",
     "objective.lr=-1e-5": "set it to a number above 0",
     "compare_to=cdt": "set compare_to=null",
+    "objective.name=sft compare_to=ce": "trains what objective.name=sft does",
+    "objective.gamma=3": "objective.gamma=3.0 has no effect with objective.name=cdt: set objective=longce",
+    "objective.name=longce objective.internal=0": "set it to a number above 0",
+    "objective.name=longce data.seq_length=4096 objective.window=4097": "set objective.window=2048 or less",
+    "compare_to=longce objective.window=2000": "set objective.window=512 or less, or data.seq_length",
+    "objective.name=longce objective.window=8 parallel.context=2 trainer.devices=2 parallel.context_comm=all_gather": (
+        "set parallel.context_comm=p2p or a2a"
+    ),
     "optim.min_lr=1": "set optim.min_lr=1e-05 or less",
     "optim.warmup_steps=100": "set optim.warmup_steps=99 or less",
     "optim.beta2=1": "set it below 1",

@@ -5,7 +5,7 @@ training keeps 34 h bytes until backward, detection 23 h, since what only a weig
 MLPs recomputed 11 h and 9 h; with everything recomputed 2 h.
 """
 
-from nemo_cdt.config import Config, ContextComm, ObjectiveName, Precision, Recompute
+from nemo_cdt.config import Config, ContextComm, Precision, Recompute
 from nemo_cdt.cost import flops
 
 CHUNK = 2**30
@@ -50,7 +50,7 @@ def hidden(config: Config) -> float:
 
 def deltas(config: Config, *, frozen: bool) -> float:
     """A micro-batch's shift; in a pipeline the whole batch's."""
-    if config.objective.name is not ObjectiveName.cdt:
+    if not config.objective.name.denoises:
         return 0.0
     if config.parallel.pipeline == 1:
         return 0.0 if frozen else hidden(config)

@@ -6,7 +6,7 @@ Every token is taken to be labelled. A point is the head's turn or a layer's, on
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
-from nemo_cdt.config import Config, DetectionRecompute, ObjectiveName, Precision, Recompute
+from nemo_cdt.config import Config, DetectionRecompute, Precision, Recompute
 from nemo_cdt.cost import activations, flops
 from nemo_cdt.cost.activations import BYTES
 
@@ -56,7 +56,7 @@ class Memory:
 def peak(config: Config, detection: Recompute) -> Memory:
     """The highest point of a step whose detection recomputes ``detection``, on the pipeline stage that needs most."""
     points = [_optimizer_step(config, stage) for stage in _ends(config)] + [training_peak(config)]
-    if config.objective.name is ObjectiveName.cdt:
+    if config.objective.name.denoises:
         points.append(detection_peak(config, detection))
     return _highest(points)
 

@@ -9,7 +9,7 @@ memory, and for its offloaded share by the link to the host. Not counted: readin
 
 from dataclasses import dataclass
 
-from nemo_cdt.config import Config, ContextComm, ObjectiveName, Precision, Recompute
+from nemo_cdt.config import Config, ContextComm, Precision, Recompute
 from nemo_cdt.cost import activations, flops, memory
 from nemo_cdt.cost.cluster import Cluster
 
@@ -26,6 +26,7 @@ ADAM_TRAFFIC = 32
 class StepTime:
     """Seconds of one step, by part."""
 
+    windows: float  # LongCE's
     detection: float
     training: float
     bubble: float
@@ -34,20 +35,22 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        return self.detection + self.training + self.bubble + self.reduction + self.optimizer
+        return self.windows + self.detection + self.training + self.bubble + self.reduction + self.optimizer
 
 
 def step_time(config: Config, cluster: Cluster, detection: Recompute) -> StepTime:
     """An estimate for the step whose detection recomputes ``detection``."""
     parallel, batches = config.parallel, config.num_microbatches
     detecting = 0.0
-    if config.objective.name is ObjectiveName.cdt:
+    if config.objective.name.denoises:
         detecting = _micro_batch(config, cluster, detection, frozen=True)
     training = _micro_batch(config, cluster, config.trainer.recompute, frozen=False)
+    weighing = _windows(config, cluster)
     return StepTime(
+        windows=batches * weighing,
         detection=batches * detecting,
         training=batches * training,
-        bubble=(parallel.pipeline - 1) / (parallel.virtual_pipeline or 1) * (detecting + training),
+        bubble=(parallel.pipeline - 1) / (parallel.virtual_pipeline or 1) * (weighing + detecting + training),
         reduction=_reduction(config, cluster),
         optimizer=_adam(config, cluster),
     )
@@ -61,8 +64,9 @@ def tokens_per_second(config: Config, seconds: float) -> float:
 def mfu(config: Config, cluster: Cluster, seconds: float) -> float:
     """The share of the GPU's peak that goes into both passes' arithmetic, with nothing counted twice."""
     once = flops.useful(config.model, flops.attended(config))
-    if config.objective.name is ObjectiveName.cdt:
+    if config.objective.name.denoises:
         once += flops.useful(config.model, flops.attended(config), frozen=True)
+    once += flops.windows(config).total
     return once * tokens_per_second(config, seconds) / (cluster.peak_tflops * 1e12)
 
 
@@ -83,6 +87,15 @@ def _micro_batch(config: Config, cluster: Cluster, recompute: Recompute, *, froz
         + _context_exchange(config, cluster, recompute, attention)
         + _stage_exchange(config, cluster)
     )
+
+
+def _windows(config: Config, cluster: Cluster) -> float:
+    """LongCE's windows of one micro-batch: arithmetic alone, attention at the full sequence's rate."""
+    done, parallel = flops.windows(config), config.parallel
+    share = activations.local_tokens(config) / parallel.tensor
+    products = (done.linears / parallel.pipeline + done.head) / cluster.gemm_fraction
+    attention = done.attention_forward / parallel.pipeline / cluster.attention_forward_fraction
+    return share * (products + attention) / (cluster.peak_tflops * 1e12)
 
 
 def _ring_efficiency(config: Config) -> float:

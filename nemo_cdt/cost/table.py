@@ -5,7 +5,7 @@ import shlex
 from dataclasses import asdict
 from typing import Any
 
-from nemo_cdt.config import Config, DataName, ObjectiveName
+from nemo_cdt.config import Config, DataName
 from nemo_cdt.cost import flops
 from nemo_cdt.cost.cluster import Cluster
 from nemo_cdt.cost.memory import GIB
@@ -136,12 +136,13 @@ def _line(rank: int, plan: Plan, cluster: Cluster) -> str:
 
 
 def _denoises(config: Config) -> bool:
-    return config.objective.name is ObjectiveName.cdt
+    return config.objective.name.denoises
 
 
 def _floor(plan: Plan) -> float:
     training = flops.of_config(plan.config, plan.config.trainer.recompute, frozen=False)
-    return flops.floor(training, flops.of_config(plan.config, plan.detection, frozen=True))
+    detection = flops.of_config(plan.config, plan.detection, frozen=True)
+    return flops.floor(training, detection) + flops.windows(plan.config).total / training.total
 
 
 def _spelled(value: Any) -> str:

@@ -18,6 +18,10 @@ from nemo_cdt.data.documents import IGNORE, Document
 Tokens = tuple[np.ndarray, np.ndarray]
 """Token ids and labels, int64 [n] each."""
 
+_NO_PROMPT = (
+    "every token is labelled, but objective=sft trains on answers alone: give the row 'messages', or 'labels' that are "
+    "-100 in the prompt, or set objective=ce"
+)
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -27,7 +31,8 @@ class JsonlDocuments:
     ``input_ids`` and ``labels`` (``IGNORE`` where not trained on); ``messages``, a chat of which the assistant's turns
     are labelled; ``text``, labelled throughout.
 
-    A document has at most ``seq_length + 1`` tokens: more is an error, or is cut off with ``truncate``.
+    A document has at most ``seq_length + 1`` tokens: more is an error, or is cut off with ``truncate``. With
+    ``prompted`` it must have a token that is not trained on.
     Construction reads the file once and raises ValueError with ``file:line`` for a row that cannot be used; how long
     texts and chats are is known only when they are read.
     """
@@ -40,12 +45,14 @@ class JsonlDocuments:
         seq_length: int,
         truncate: bool,
         vocab_size: int,
+        prompted: bool = False,
     ):
         self._path = Path(path)
         self._tokenizer = tokenizer
         self._limit = seq_length + 1
         self._truncate = truncate
         self._vocab_size = vocab_size
+        self._prompted = prompted
         # Shared, so that what DataLoader's workers cut off counts too; a lock of "spawn" serves forked ones as well.
         self._truncated = multiprocessing.get_context("spawn").Array("q", 2)
         self._offsets, self._lines, self._lengths = self._index()
@@ -119,6 +126,8 @@ class JsonlDocuments:
             raise ValueError(f"has {sorted(row)}; a row needs 'text', 'messages', or 'input_ids' and 'labels'")
         elif not row["text"] or not _is_text(row["text"]):
             raise ValueError("'text' must be a string of valid Unicode that is not empty")
+        elif self._prompted:
+            raise ValueError(_NO_PROMPT)
         return 0
 
     def _check_messages(self, messages: Any) -> None:
@@ -147,6 +156,8 @@ class JsonlDocuments:
         ids, labels = (values[: self._limit] for values in tokens)
         if length < 2 or (labels[1:] == IGNORE).all():
             raise ValueError(f"no labelled token among tokens 2 to {len(ids)}")
+        if self._prompted and not (labels == IGNORE).any():
+            raise ValueError(_NO_PROMPT)
         self._check_vocabulary("input_ids", ids)
         self._check_vocabulary("labels", labels[labels != IGNORE])
         return Document(input_ids=ids, labels=labels)

@@ -11,12 +11,18 @@ from nemo_cdt.data.order import Shuffled, Subset
 
 
 def load_documents(
-    data: Data, tokenizer: PreTrainedTokenizerFast, *, seed: int, max_documents: int, vocab_size: int
+    data: Data,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    seed: int,
+    max_documents: int,
+    vocab_size: int,
+    prompted: bool = False,
 ) -> tuple[Documents, Documents]:
     """Training and validation documents, which share none.
 
     Training document i is the run's i-th sample: ``max_documents`` of them, in the run's order, so wrap them in no
-    sampler that shuffles.
+    sampler that shuffles. ``prompted``: each must have a prompt that is not trained on, as multi-hop questions do.
 
     Raises:
         ValueError: for what is wrong with the data.
@@ -25,7 +31,7 @@ def load_documents(
         if len(tokenizer) > vocab_size:
             raise ValueError(f"model.vocab_size={vocab_size} is smaller than the tokenizer's {len(tokenizer)}")
         return _multihop(data, tokenizer, seed, max_documents)
-    train, validation = _jsonl(data, tokenizer, seed, vocab_size)
+    train, validation = _jsonl(data, tokenizer, seed, vocab_size, prompted)
     return Shuffled(train, seed=seed, length=max_documents, shuffle=data.shuffle), validation
 
 
@@ -48,7 +54,9 @@ def _multihop(
     return train, validation
 
 
-def _jsonl(data: Data, tokenizer: PreTrainedTokenizerFast, seed: int, vocab_size: int) -> tuple[Documents, Documents]:
+def _jsonl(
+    data: Data, tokenizer: PreTrainedTokenizerFast, seed: int, vocab_size: int, prompted: bool
+) -> tuple[Documents, Documents]:
     assert data.path is not None, "nemo_cdt.validation checks it"
 
     def load(path: str) -> JsonlDocuments:
@@ -58,6 +66,7 @@ def _jsonl(data: Data, tokenizer: PreTrainedTokenizerFast, seed: int, vocab_size
             seq_length=data.document_length or data.seq_length,
             truncate=data.truncate,
             vocab_size=vocab_size,
+            prompted=prompted,
         )
 
     rows = load(data.path)

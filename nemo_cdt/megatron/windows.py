@@ -17,10 +17,8 @@ from torch.distributed import ReduceOp
 from torch.profiler import record_function
 
 from nemo_cdt import longce
-from nemo_cdt.config import Recompute
 from nemo_cdt.megatron.detection import Moment, elapsed, now
 from nemo_cdt.megatron.microbatch import MicroBatch, loaded, place, take
-from nemo_cdt.megatron.recompute import recomputing
 from nemo_cdt.megatron.schedule import ForwardStep, unscheduled
 
 Rows = dict[str, Tensor]
@@ -110,7 +108,9 @@ class LongCESchedule:
     def _score(self, rows: list[Rows], forward_step_func: ForwardStep, call: dict[str, Any]) -> list[MicroBatch]:
         """The micro-batches, on the last pipeline stage with ``short_loss``."""
         with self.record.timed():
-            cuts = [cut for index, batch in enumerate(rows) for cut in cut_rows(index, batch, self.window, self.internal)]
+            cuts = [
+                cut for index, batch in enumerate(rows) for cut in cut_rows(index, batch, self.window, self.internal)
+            ]
             chunks = call["model"] if isinstance(call["model"], list) else [call["model"]]
             batches = [place(batch) for batch in packed(cuts, rows, multiple_of=_stages(chunks))]
             losses = self._losses(batches, chunks, forward_step_func, call)
@@ -133,7 +133,7 @@ class LongCESchedule:
 
         iterators = [iter(batches) for _ in chunks]
         changed: dict[str, Any] = {"seq_length": batches[0].row_length, "micro_batch_size": 1}
-        with torch.no_grad(), unscheduled(chunks), recomputing(chunks, Recompute.none):
+        with torch.no_grad(), unscheduled(chunks):
             return self.schedule(
                 forward_step_func=forward,
                 data_iterator=iterators if isinstance(call["model"], list) else iterators[0],
@@ -206,11 +206,8 @@ def packed(cuts: list[Cut], rows: list[Rows], *, multiple_of: int) -> list[Rows]
     """
     if not cuts:
         return []
-    context, tensor = (
-        parallel_state.get_context_parallel_world_size(),
-        parallel_state.get_tensor_model_parallel_world_size(),
-    )
-    multiple = 2 * context * tensor  # zig-zag order, and sequence parallelism's equal parts
+    split = parallel_state.get_context_parallel_world_size() * parallel_state.get_tensor_model_parallel_world_size()
+    multiple = 2 * split  # zig-zag order, and sequence parallelism's equal parts
     width = -(-max(cut.end - cut.start for cut in cuts) // multiple) * multiple
     most = max(1, rows[0]["tokens"].numel() // width)
     count = -(-len(cuts) // most)
@@ -241,8 +238,7 @@ def _spread(rows: list[Rows], batches: list[MicroBatch], losses: list[Tensor]) -
     shape = (len(rows), *rows[0]["tokens"].shape)
     short = torch.full(shape, longce.UNMEASURED, device=torch.cuda.current_device()).flatten()
     for batch, loss in zip(batches, losses, strict=True):
-        # [1, s]: the same flat as in labelled's [s, 1]
-        at_N = batch["labelled"]
+        at_N = batch["labelled"]  # in [s, 1], which lies as [1, s] does
         short[batch["source"].flatten()[at_N]] = loss.flatten()[at_N].float()
     group = parallel_state.get_context_parallel_group()
     if batches and group.size() > 1:  # each rank measured its part of each window
@@ -252,7 +248,7 @@ def _spread(rows: list[Rows], batches: list[MicroBatch], losses: list[Tensor]) -
 
 def _scored_one_by_one(data_iterator: Iterator | list[Iterator], score: Score) -> Iterator:
     iterator = data_iterator[0] if isinstance(data_iterator, list) else data_iterator
-    return map(lambda item: score([loaded(item)])[0], iterator)
+    return (score([loaded(item)])[0] for item in iterator)
 
 
 def _scored_at_once(data_iterator: Iterator | list[Iterator], score: Score, count: int) -> Iterator | list[Iterator]:

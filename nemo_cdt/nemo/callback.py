@@ -146,7 +146,9 @@ class StepMetrics(L.Callback):
         pl_module.log("padding_fraction", self._padding / self._positions, batch_size=1, sync_dist=True)
         if not self._told:
             self._tell(float(trainer.callback_metrics["padding_fraction"]))
-        before = [trainer.callback_metrics[k] for k in ("detection_time", "window_time") if k in trainer.callback_metrics]
+        before = [
+            trainer.callback_metrics[k] for k in ("detection_time", "window_time") if k in trainer.callback_metrics
+        ]
         if before:
             pl_module.log("training_time", step_time - float(sum(before)), batch_size=1)
         if torch.cuda.is_available():

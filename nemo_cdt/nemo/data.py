@@ -11,7 +11,7 @@ from nemo.lightning.data import WrappedDataLoader
 from nemo.lightning.pytorch.plugins import MegatronDataSampler
 from transformers import PreTrainedTokenizerFast
 
-from nemo_cdt.config import Config
+from nemo_cdt.config import Config, ObjectiveName
 from nemo_cdt.data.rows import PackedRows, Rows
 from nemo_cdt.data.split import load_documents
 
@@ -33,6 +33,7 @@ def load_rows(config: Config, tokenizer: PreTrainedTokenizerFast, vocab_size: in
         seed=config.trainer.seed,
         max_documents=_UNBOUNDED if data.pack else count,
         vocab_size=vocab_size,
+        prompted=ObjectiveName.sft in config.objectives,
     )
     held_out = Rows(validation, data.seq_length)
     if not data.pack:

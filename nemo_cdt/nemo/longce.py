@@ -30,9 +30,7 @@ class LongCE(L.Callback):
 
     def _wrap(self, schedule: Callable) -> LongCESchedule:
         how = self.objective
-        return LongCESchedule(
-            schedule, window=how.window, internal=how.internal, gamma=how.gamma, record=self.record
-        )
+        return LongCESchedule(schedule, window=how.window, internal=how.internal, gamma=how.gamma, record=self.record)
 
     def on_megatron_step_end(self, step: MegatronStep) -> None:
         if step.forward_only:

@@ -19,12 +19,14 @@ from torch.profiler import profile, record_function, schedule
 
 from nemo_cdt.config import PROFILED_STEP
 from nemo_cdt.megatron.detection import DENOISING, DETECTION
+from nemo_cdt.megatron.windows import WINDOWS
 
 logger = logging.getLogger("nemo_cdt")
 
 OPTIMIZER, TRAINING, COMMUNICATION = "optimizer", "training", "communication"
-MARKS = (DETECTION, DENOISING, OPTIMIZER)
+MARKS = (WINDOWS, DETECTION, DENOISING, OPTIMIZER)
 PHASES = (
+    WINDOWS,
     f"{DETECTION}, forward",
     f"{DETECTION}, backward",
     DENOISING,
@@ -144,7 +146,7 @@ def _phase(event: FunctionEvent, name: str, spans: dict[str, list[Interval]]) ->
     # By the time of the launch: a GPU's backward pass launches from a thread of its own, under none of the marks.
     at = event.time_range.start
     inside = {mark for mark, ranges in spans.items() if any(span.start <= at <= span.end for span in ranges)}
-    for mark in (DENOISING, OPTIMIZER):
+    for mark in (WINDOWS, DENOISING, OPTIMIZER):
         if mark in inside:
             return mark
     return f"{DETECTION if DETECTION in inside else TRAINING}, {'backward' if _in_backward(event) else 'forward'}"

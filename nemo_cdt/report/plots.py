@@ -14,6 +14,12 @@ from nemo_cdt.report.run import Run, Series
 
 # Okabe and Ito's colours: told apart with any colour vision; line styles differ besides.
 RUN, BASELINE, BEFORE, REST = "#0072B2", "#D55E00", "#009E73", "#BBBBBB"
+PASSES = {
+    "window_time": ("windows", "#E69F00"),
+    "detection_time": ("detection pass", BEFORE),
+    "training_time": ("training pass", RUN),
+}
+"""Of a step, in their order: the metric, its name and colour."""
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
@@ -157,17 +163,20 @@ def _time(run: Run) -> Picture | None:
         return None
     figure, axes = _axes("seconds a step")
     caption = "Wall-clock time of a step. The first one includes start-up and may leave the picture."
-    if "detection_time" in series and "training_time" in series:
-        passes = [series["detection_time"], series["training_time"]]
-        rest = np.maximum(series["step_time"] - sum(passes), 0)
-        names = ["detection pass", "training pass", "optimizer, data, logging"]
-        colors = [BEFORE, RUN, REST]
-        axes.stackplot(series["step"], *passes, rest, labels=names, colors=colors, alpha=0.8, linewidth=0)
+    passes = [key for key in PASSES if key in series]
+    if len(passes) > 1:
+        rest = np.maximum(series["step_time"] - sum(series[key] for key in passes), 0)
+        names, colors = zip(*(PASSES[key] for key in passes), ("optimizer, data, logging", REST), strict=True)
+        columns = [series[key] for key in passes]
+        axes.stackplot(series["step"], *columns, rest, labels=names, colors=colors, alpha=0.8, linewidth=0)
+    if "window_time" in passes:
+        caption += " LongCE first reads each text again in short windows, forward only, to weigh its tokens."
+    if "detection_time" in passes:
         caption += (
             " CDT runs the model twice a step: once with frozen weights to find the noise, once to train. "
             "Frozen weights need no gradients, so the first run is the cheaper one."
         )
-    else:
+    if len(passes) < 2:
         _curve(axes, series, "step_time", run.label, RUN, "-")
     if run.baseline is not None:
         _curve(axes, run.baseline.training, "step_time", run.baseline.label, BASELINE, "--")

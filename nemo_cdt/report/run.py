@@ -154,8 +154,8 @@ def _what_is_missing(run: Run) -> list[str]:
     remarks = []
     if run.baseline is None:
         remarks.append("No baseline in this run, so its curves stand alone (compare_to=ce trains one beside it).")
-    if run.config.objective.name == "ce":
-        remarks.append("Plain cross-entropy detects no noise, so there is no noise, threshold or strength to show.")
+    if not run.config.objective.name.denoises:
+        remarks.append(f"{run.label} detects no noise, so there is no noise, threshold or strength to show.")
     elif run.sample is None:
         remarks.append("No sample.json in this run, so there is no token heat map.")
     return remarks

@@ -52,6 +52,15 @@ def test_text_begins_with_bos_where_the_tokenizer_adds_it(bpe, write):
     assert bpe.decode(document.input_ids[1:]) == "the object"
 
 
+@pytest.mark.parametrize("row", [{"text": "a fox"}, {"input_ids": [5, 6, 7], "labels": [5, 6, 7]}])
+def test_a_row_without_a_prompt_is_refused_where_answers_alone_are_trained_on(byte, write, row):
+    prompted = {"input_ids": [5, 6, 7], "labels": [IGNORE, 6, 7]}
+    how = {"seq_length": 64, "truncate": False, "vocab_size": 4096, "prompted": True}
+    assert len(JsonlDocuments(write(prompted), byte, **how)) == 1
+    with pytest.raises(ValueError, match=r"rows.jsonl:2: every token is labelled.*or set objective=ce"):
+        JsonlDocuments(write(prompted, row), byte, **how)
+
+
 def test_given_tokens_are_taken_as_they_are(byte, write):
     (document,) = documents(write({"input_ids": [5, 6, 7], "labels": [IGNORE, IGNORE, 9]}), byte)
     assert document.input_ids.tolist() == [5, 6, 7]
