@@ -102,7 +102,7 @@ class Shared:
 
     def run(self, name: str, layout: Layout, *, pack: bool = False, mutate: str | None = None) -> list[dict[str, Any]]:
         config = small_run(
-            self.folder / f"{name} {layout} {pack} {mutate}",
+            self.folder / str(len(list(self.folder.iterdir()))),
             self.folder / "d.jsonl",
             global_batch=8,
             model=MODEL,
