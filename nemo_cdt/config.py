@@ -29,6 +29,7 @@ class ObjectiveName(StrEnum):
     sft = "sft"
     longce = "longce"
     cdt_longce = "cdt_longce"
+    logo = "logo"
 
     @property
     def denoises(self) -> bool:
@@ -57,6 +58,7 @@ class ThresholdScope(StrEnum):
 class DataName(StrEnum):
     multihop = "multihop"
     jsonl = "jsonl"
+    preferences = "preferences"
 
 
 class Precision(StrEnum):
@@ -151,13 +153,18 @@ class Objective:
     window: int = 4096  # LongCE: tokens of short context, at least, that a token's weight is measured against
     internal: int = 1024  # LongCE: tokens that each window weighs, and by which the next one is further on
     gamma: float = 5.0  # LongCE: the largest weight
+    preference_beta: float = 10.0  # LOGO: of its log-sigmoid
+    margin: float = 0.3  # LOGO: of mean log-probability that is asked of the chosen answer; SimPO's gamma / beta
+    sft_weight: float = 0.1  # LOGO: of the chosen answer's own mean cross-entropy
 
 
 @dataclass(kw_only=True, slots=True)
 class Data:
     name: DataName = DataName.multihop
-    path: Optional[str] = None  # jsonl: the rows. multihop: haystack text, a file or a folder of text files
-    validation_path: Optional[str] = None  # jsonl: None takes `validation_samples` rows of `path`
+    path: Optional[str] = (
+        None  # jsonl, preferences: the rows. multihop: haystack text, a file or a folder of text files
+    )
+    validation_path: Optional[str] = None  # of rows: None takes `validation_samples` rows of `path`
     seq_length: int = 1024  # positions fed; a document has one token more
     validation_samples: int = 64
     shuffle: bool = True

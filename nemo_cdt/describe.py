@@ -8,6 +8,7 @@ NAMES = {
     ObjectiveName.sft: "SFT",
     ObjectiveName.longce: "LongCE",
     ObjectiveName.cdt_longce: "CDT + LongCE",
+    ObjectiveName.logo: "LOGO",
 }
 
 
@@ -30,6 +31,9 @@ def describe(config: Config) -> dict[str, str]:
 def _details(objective: Objective) -> list[str]:
     if objective.name is ObjectiveName.sft:
         return ["loss on answers alone"]
+    if objective.name is ObjectiveName.logo:
+        how = objective
+        return [f"beta {how.preference_beta:g}, margin {how.margin:g}, chosen answer's loss times {how.sft_weight:g}"]
     windows = f"weights up to {objective.gamma:g} from windows of {objective.window:,} + {objective.internal:,} tokens"
     return [_strength(objective)] * objective.name.denoises + [windows] * objective.name.weighs
 

@@ -6,6 +6,7 @@ Each check raises ValueError with one line: the values that cannot be together, 
 import json
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from nemo_cdt.config import (
@@ -30,6 +31,8 @@ from nemo_cdt.resumption import earlier_attempt, require_same_run
 
 MAY_BE_ZERO = {
     "objective.beta",
+    "objective.margin",
+    "objective.sft_weight",
     "data.validation_samples",
     "data.num_workers",
     "data.emojis",
@@ -51,6 +54,7 @@ MAY_BE_ZERO = {
 }
 HOPS = {3, 4}
 OF_LONGCE = ("window", "internal", "gamma")
+OF_LOGO = ("preference_beta", "margin", "sft_weight")
 
 
 def validate(config: Config, site: str = "launcher") -> None:
@@ -191,6 +195,12 @@ def _check_context(model: Model, parallel: Parallel) -> None:
 
 def _check_packing(config: Config) -> None:
     data, trainer = config.data, config.trainer
+    preferences = data.name is DataName.preferences
+    _require(
+        not preferences or trainer.micro_batch_size == 1,
+        f"trainer.micro_batch_size={trainer.micro_batch_size} with data=preferences: set trainer.micro_batch_size=1, "
+        "a row holds a whole preference",
+    )
     _require(
         not data.pack or trainer.micro_batch_size == 1,
         f"trainer.micro_batch_size={trainer.micro_batch_size} with data.pack=true: set trainer.micro_batch_size=1, "
@@ -198,8 +208,9 @@ def _check_packing(config: Config) -> None:
     )
     comm = config.parallel.context_comm
     _require(
-        not data.pack or comm is not ContextComm.all_gather,
-        f"parallel.context_comm={comm} with data.pack=true: Transformer Engine takes no packed rows there, "
+        not (data.pack or preferences) or comm is not ContextComm.all_gather,
+        f"parallel.context_comm={comm} with packed rows (data.pack={data.pack}, data.name={data.name}), which "
+        "Transformer Engine does not take there: "
         "set parallel.context_comm=p2p or a2a",
     )
     _require(
@@ -300,18 +311,13 @@ def _check_objective(config: Config) -> None:
         "whose prompts are masked, set compare_to=null",
     )
     _check_longce(config)
+    _check_logo(config)
 
 
 def _check_longce(config: Config) -> None:
-    objective, names = config.objective, config.objectives
-    if not any(name.weighs for name in names):
-        default = Objective()
-        unused = [
-            f"objective.{k}={getattr(objective, k)}" for k in OF_LONGCE if getattr(objective, k) != getattr(default, k)
-        ]
-        _require(
-            not unused, f"{' '.join(unused)} has no effect with objective.name={objective.name}: set objective=longce"
-        )
+    objective = config.objective
+    if not any(name.weighs for name in config.objectives):
+        _check_unused(objective, OF_LONGCE, "longce")
         return
     longest = (config.data.document_length or config.data.seq_length) + 1
     _require(
@@ -319,6 +325,35 @@ def _check_longce(config: Config) -> None:
         f"objective.window={objective.window}, but documents have at most {longest} tokens: LongCE would weigh none, "
         f"set objective.window={longest // 2} or less, or data.seq_length",
     )
+
+
+def _check_logo(config: Config) -> None:
+    objective, data = config.objective, config.data
+    if ObjectiveName.logo not in config.objectives:
+        _check_unused(objective, OF_LOGO, "logo")
+    for key, name in (("objective.name", objective.name), ("compare_to", config.compare_to or objective.name)):
+        _require(
+            (name is ObjectiveName.logo) == (data.name is DataName.preferences),
+            f"{key}={name} with data.name={data.name}: logo, and it alone, trains on preferences, set "
+            f"{'data=preferences' if name is ObjectiveName.logo else 'objective=logo'} compare_to=null",
+        )
+    if data.name is DataName.preferences:
+        for key, value, only in (
+            ("pack", data.pack, "false"),
+            ("document_length", data.document_length, "null"),
+            ("truncate", data.truncate, "false"),
+        ):
+            _require(
+                not value,
+                f"data.{key}={value} with data=preferences, whose rows hold whole answers: set data.{key}={only}",
+            )
+
+
+def _check_unused(objective: Objective, names: Iterable[str], of: str) -> None:
+    default = Objective()
+    values = {name: getattr(objective, name) for name in names}
+    unused = [f"objective.{name}={value}" for name, value in values.items() if value != getattr(default, name)]
+    _require(not unused, f"{' '.join(unused)} has no effect with objective.name={objective.name}: set objective={of}")
 
 
 def _check_optim(config: Config) -> None:
@@ -370,9 +405,10 @@ def _check_data(config: Config) -> None:
     data, interval = config.data, config.trainer.val_interval
     if data.name is DataName.multihop:
         _require(bool(data.hops) and set(data.hops) <= HOPS, f"data.hops={data.hops}: set it to [3], [4] or [3,4]")
-    if data.name is DataName.jsonl:
+    if data.name is not DataName.multihop:
         _require(
-            data.path is not None, "data.path=null with data=jsonl, which has no rows of its own: set data.path=FILE"
+            data.path is not None,
+            f"data.path=null with data={data.name}, which has no rows of its own: set data.path=FILE",
         )
     _require(
         interval == 0 or data.validation_samples > 0 or data.validation_path is not None,

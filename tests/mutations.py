@@ -175,3 +175,34 @@ def windows_across_documents() -> None:
         return right(batch, whole, window, internal)
 
     windows.cut_rows = cut_rows
+
+
+def answers_of_one_rank() -> None:
+    from types import SimpleNamespace
+
+    from nemo_cdt.megatron import preferences
+
+    state = preferences.parallel_state
+    alone = SimpleNamespace(size=lambda: 1, rank=lambda: state.get_context_parallel_rank())
+    preferences.parallel_state = SimpleNamespace(get_context_parallel_group=lambda: alone)
+
+
+def preferences_counted_by_every_rank() -> None:
+    from nemo_cdt.megatron.preferences import LogoSchedule
+
+    right = LogoSchedule._loss
+
+    def loss(schedule, loss_BS, batch):
+        value, once, logged = right(schedule, loss_BS, batch)
+        return value, once * 0 + 1, logged
+
+    LogoSchedule._loss = loss
+
+
+def answers_summed() -> None:
+    from nemo_cdt.megatron.preferences import LogoSchedule
+
+    right = LogoSchedule._loss
+    LogoSchedule._loss = lambda schedule, loss, batch: right(
+        schedule, loss, type(batch)(batch | {"label_share": batch["loss_mask"]}, row_length=0, longest=0)
+    )

@@ -41,6 +41,7 @@ class ReferenceCDT:
         longce=None,
     ):
         self.longce = longce
+        self.grad_norm = 0.0  # of the last step, before it is clipped: Adam hides what a gradient is divided by
         self.model, self.lr, self.beta, self.clip_grad, self.steps = model, lr, beta, clip_grad, 0
         self.normalization, self.rho = normalization, rho
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -108,9 +109,37 @@ class ReferenceCDT:
         self.adam.zero_grad()
         loss.backward()
         gradients = {name: p.grad.clone() for name, p in self.model.named_parameters() if p.requires_grad}
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
+        self.grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad))
         for group in self.adam.param_groups:
             group["lr"] = lr
         self.adam.step()
         self.steps += 1
         return ReferenceStep(plain / count, masks, deltas, gradients, weights)
+
+
+class ReferenceLOGO(ReferenceCDT):
+    """LOGO's loss: its batches are preferences, (chosen, rejected, rejected) of (input_ids, labels) each."""
+
+    def __init__(self, model, lr, *, preference_beta, margin, sft_weight, **how):
+        super().__init__(model, lr, beta=None, **how)
+        self.preference_beta, self.margin, self.sft_weight = preference_beta, margin, sft_weight
+
+    def mean_log_probability(self, input_ids, labels):
+        return -self.losses(self.model.get_input_embeddings()(input_ids[:-1]), labels[1:]).mean()
+
+    def step(self, preferences) -> float:
+        total = 0.0
+        for answers in preferences:
+            chosen, first, second = (self.mean_log_probability(*answer) for answer in answers)
+            margin = chosen - (first + second) / 2 - self.margin
+            total += -torch.log(torch.sigmoid(self.preference_beta * margin)) - self.sft_weight * chosen
+        loss = total / len(preferences)
+        lr = self.lr(self.steps)
+        self.adam.zero_grad()
+        loss.backward()
+        self.grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad))
+        for group in self.adam.param_groups:
+            group["lr"] = lr
+        self.adam.step()
+        self.steps += 1
+        return loss.item()

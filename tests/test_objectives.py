@@ -44,6 +44,7 @@ def assert_equal(config: c.Config, run: dict[str, Any], documents: list[tuple]) 
     for index, metrics in enumerate(run["metrics"]):
         steps.append(expected.step(documents[index * batch : (index + 1) * batch]))
         assert metrics["reduced_train_loss"] == pytest.approx(steps[-1].loss, abs=1e-5)
+        assert metrics["grad_norm"] == pytest.approx(expected.grad_norm, rel=1e-4)
         if config.objective.name.weighs:
             weights = torch.cat(steps[-1].weights)
             assert metrics["weight"] == pytest.approx(weights.mean().item(), abs=1e-5)
@@ -130,14 +131,15 @@ def of_one_process(shared: Shared) -> dict[str, dict[str, Any]]:
     return {name: shared.run(name, Layout(1))[0] for name in ("longce", "cdt_longce")}
 
 
-LOGGED = ("weight", "capped_fraction", "measured_fraction", "weighted_loss")
+LOGGED = ("weight", "capped_fraction", "measured_fraction", "weighted_loss", "grad_norm")
 
 
 def assert_same(ranks: list[dict[str, Any]], expected: dict[str, Any]) -> None:
     for name in LOGGED:
         values = [metrics[name] for metrics in expected["metrics"]]
         for rank in ranks:
-            np.testing.assert_allclose([metrics[name] for metrics in rank["metrics"]], values, atol=1e-5, err_msg=name)
+            found = [metrics[name] for metrics in rank["metrics"]]
+            np.testing.assert_allclose(found, values, rtol=1e-5, atol=1e-5, err_msg=name)
     last = next(rank for rank in ranks if rank["losses"][0] > 0)
     np.testing.assert_allclose(last["losses"], expected["losses"], atol=1e-5)
     for name, value in expected["state"].items():

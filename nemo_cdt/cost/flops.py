@@ -10,7 +10,7 @@ square on average. A linear's dgrad and wgrad cost F each; flash attention's bac
 
 from dataclasses import dataclass
 
-from nemo_cdt.config import Config, Model, Recompute
+from nemo_cdt.config import Config, DataName, Model, Recompute
 
 VOCABULARY = 128256
 """Assumed where the tokenizer decides the vocabulary: Llama 3's."""
@@ -111,6 +111,8 @@ def windows(config: Config) -> Work:
 def attended(config: Config) -> int:
     """Positions that attention spans at most."""
     data = config.data
+    if data.name is DataName.preferences:
+        return data.seq_length // 3  # a chosen and two rejected answers a row
     return data.document_length or data.seq_length if data.pack else data.seq_length
 
 

@@ -96,7 +96,7 @@ def command(plan: Plan, request: Request) -> list[str]:
     asked = [override for override in request.overrides if override.partition("=")[0] not in mine]
     config, cluster = request.config, request.config.cluster
     missing = {
-        "data.path=FILE": config.data.name is DataName.jsonl and config.data.path is None,
+        "data.path=FILE": config.data.name is not DataName.multihop and config.data.path is None,
         "init.hf=DIR": config.model.vocab_size is not None and config.tokenizer == "byte",  # its weights and tokenizer
         "launcher=NAME": cluster.gpus > cluster.gpus_per_node and config.launcher.name is LauncherName.local,
     }

@@ -27,11 +27,13 @@ class Document:
 
     input_ids: int64 [n].  labels: int64 [n], ``IGNORE`` where not trained on.
     types: uint8 [n] of :class:`TokenType`, or None where the data set does not know.
+    rejected: where this is an answer that is preferred, the same prompt with those that are not.
     """
 
     input_ids: np.ndarray
     labels: np.ndarray
     types: np.ndarray | None = None
+    rejected: "tuple[Document, ...]" = ()
 
 
 class Documents(Protocol):

@@ -74,9 +74,12 @@ class JsonlDocuments:
     def _load(self, index: int) -> tuple[Document, int]:
         """The document, and how many tokens were cut off."""
         with self._blamed_on(self._lines[index]):
-            tokens = self._tokens(_parse(self._read(self._offsets[index])))
+            tokens = self._tokens(self._row(index))
             document = self._document(tokens)
         return document, len(tokens[0]) - len(document.input_ids)
+
+    def _row(self, index: int) -> dict[str, Any]:
+        return _parse(self._read(self._offsets[index]))
 
     @property
     def truncated(self) -> tuple[int, int]:

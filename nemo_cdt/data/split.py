@@ -8,6 +8,7 @@ from nemo_cdt.data.documents import Documents
 from nemo_cdt.data.jsonl import JsonlDocuments
 from nemo_cdt.data.multihop import MultihopDocuments
 from nemo_cdt.data.order import Shuffled, Subset
+from nemo_cdt.data.preferences import PreferenceDocuments
 
 
 def load_documents(
@@ -59,8 +60,10 @@ def _jsonl(
 ) -> tuple[Documents, Documents]:
     assert data.path is not None, "nemo_cdt.validation checks it"
 
+    kind = PreferenceDocuments if data.name is DataName.preferences else JsonlDocuments
+
     def load(path: str) -> JsonlDocuments:
-        return JsonlDocuments(
+        return kind(
             path,
             tokenizer,
             seq_length=data.document_length or data.seq_length,

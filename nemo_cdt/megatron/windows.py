@@ -6,7 +6,6 @@ whole rows, before context parallelism splits them.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -14,11 +13,10 @@ from megatron.core import parallel_state
 from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor, nn
 from torch.distributed import ReduceOp
-from torch.profiler import record_function
 
 from nemo_cdt import longce
-from nemo_cdt.megatron.detection import Moment, elapsed, now
 from nemo_cdt.megatron.microbatch import MicroBatch, loaded, place, take
+from nemo_cdt.megatron.record import Record
 from nemo_cdt.megatron.schedule import ForwardStep, unscheduled
 
 Rows = dict[str, Tensor]
@@ -27,6 +25,8 @@ Score = Callable[[list[Rows]], list[MicroBatch]]
 
 WINDOWS = "windows"
 """How traces of torch's profiler mark them."""
+NAMES = ("tokens", "measured", "weight", "capped", "weighted_loss")
+"""Of the sums over labelled tokens that :class:`LongCESchedule` records."""
 
 
 class Cut(NamedTuple):
@@ -50,7 +50,7 @@ class LongCESchedule:
     """
 
     def __init__(
-        self, schedule: Callable[..., list], *, window: int, internal: int, gamma: float, record: "Record"
+        self, schedule: Callable[..., list], *, window: int, internal: int, gamma: float, record: Record
     ) -> None:
         self.schedule = schedule
         self.window = window
@@ -99,15 +99,20 @@ class LongCESchedule:
             output, reduction = forward_step_func(iter([batch]), model)
             if "short_loss" in batch and get_attr_wrapped_model(model, "post_process"):
                 weight = longce.weights(batch["short_loss"], output, self.gamma)
-                self.record.add(batch, output.detach(), weight, self.gamma)
+                self._add(batch, output.detach(), weight)
                 output = longce.weighted(output, weight)
             return output, reduction
 
         return forward
 
+    def _add(self, batch: MicroBatch, loss_BS: Tensor, weight_BS: Tensor) -> None:
+        measured_BS, capped_BS = batch["short_loss"] != longce.UNMEASURED, weight_BS >= self.gamma
+        columns = (torch.ones_like(weight_BS), measured_BS, weight_BS, capped_BS, weight_BS * loss_BS)
+        self.record.add([(batch["loss_mask"] * column).sum(dtype=torch.float64) for column in columns])
+
     def _score(self, rows: list[Rows], forward_step_func: ForwardStep, call: dict[str, Any]) -> list[MicroBatch]:
         """The micro-batches, on the last pipeline stage with ``short_loss``."""
-        with self.record.timed():
+        with self.record.timed(WINDOWS):
             cuts = [
                 cut for index, batch in enumerate(rows) for cut in cut_rows(index, batch, self.window, self.internal)
             ]
@@ -142,50 +147,6 @@ class LongCESchedule:
                 collect_non_loss_data=True,
                 **call | changed,
             )
-
-
-class Record:
-    """What a step's weights were: sums over labelled tokens, and the windows' time."""
-
-    NAMES = ("tokens", "measured", "weight", "capped", "weighted_loss")
-
-    def __init__(self) -> None:
-        self._sums: Tensor | None = None
-        self._spans: list[tuple[Moment, Moment]] = []
-
-    @torch.no_grad()
-    def add(self, batch: MicroBatch, loss_BS: Tensor, weight_BS: Tensor, gamma: float) -> None:
-        mask_BS = batch["loss_mask"]
-        columns = (
-            torch.ones_like(mask_BS),
-            batch["short_loss"] != longce.UNMEASURED,
-            weight_BS,
-            weight_BS >= gamma,
-            weight_BS * loss_BS,
-        )
-        sums = torch.stack([(mask_BS * column).sum(dtype=torch.float64) for column in columns])
-        self._sums = sums if self._sums is None else self._sums + sums
-
-    @contextmanager
-    def timed(self) -> Iterator[None]:
-        """Adds the time inside, without waiting for the device."""
-        start = now()
-        with record_function(WINDOWS):
-            yield
-        self._spans.append((start, now()))
-
-    def take(self) -> tuple[dict[str, float], float]:
-        """The step's sums over all ranks, by name, and this rank's windows' time in seconds; then starts afresh.
-
-        Tensor-parallel ranks count the same tokens again, which no ratio of two sums notices.
-        """
-        sums = self._sums
-        if sums is None:
-            sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=torch.cuda.current_device())
-        torch.distributed.all_reduce(sums)
-        seconds = sum(elapsed(start, end) for start, end in self._spans)
-        self._sums, self._spans = None, []
-        return dict(zip(self.NAMES, sums.tolist(), strict=True)), seconds
 
 
 def cut_rows(batch: int, rows: Rows, window: int, internal: int) -> Iterator[Cut]:

@@ -36,6 +36,7 @@ from nemo_cdt.nemo.console import is_first_rank
 from nemo_cdt.nemo.convert import convert
 from nemo_cdt.nemo.data import RowDataModule, load_rows
 from nemo_cdt.nemo.evaluation import Evaluation
+from nemo_cdt.nemo.logo import Logo
 from nemo_cdt.nemo.longce import LongCE
 from nemo_cdt.nemo.lora import Adapters, adapters
 from nemo_cdt.nemo.metrics import JsonLinesLogger
@@ -141,9 +142,12 @@ def tear_down() -> None:
 def _trainer(config: Config, on_gpu: bool, sample: SampleWriter, lora: Adapters | None) -> nl.Trainer:
     settings, validates = config.trainer, config.trainer.val_interval > 0
     tokens = settings.global_batch_size * config.data.seq_length
-    callbacks: list[L.Callback] = [StepMetrics(tokens, packed=config.data.pack)]
+    packed = config.data.pack or config.data.name is DataName.preferences
+    callbacks: list[L.Callback] = [StepMetrics(tokens, packed=packed)]
     name, typed = config.objective.name, config.data.name is DataName.multihop
     recompute = _detection(config, on_gpu) if name.denoises or (validates and typed) else None
+    if name is ObjectiveName.logo:
+        callbacks = [Logo(config.objective), *callbacks]
     if name.weighs:  # what comes later in the list wraps what came before
         callbacks = [LongCE(config.objective), *callbacks]
     if name.denoises:

@@ -11,15 +11,19 @@ from nemo.lightning.data import WrappedDataLoader
 from nemo.lightning.pytorch.plugins import MegatronDataSampler
 from transformers import PreTrainedTokenizerFast
 
-from nemo_cdt.config import Config, ObjectiveName
+from nemo_cdt.config import Config, DataName, ObjectiveName
+from nemo_cdt.data.preferences import REJECTED, PreferenceRows
 from nemo_cdt.data.rows import PackedRows, Rows
 from nemo_cdt.data.split import load_documents
 
 logger = logging.getLogger("nemo_cdt")
 
 
-def load_rows(config: Config, tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> tuple[Rows | PackedRows, Rows]:
-    """Training rows in the run's order, and validation rows, which are never packed.
+AnyRows = Rows | PackedRows | PreferenceRows
+
+
+def load_rows(config: Config, tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> tuple[AnyRows, Rows]:
+    """Training rows in the run's order, and validation rows, which are never packed: of preferences the chosen answers.
 
     Raises:
         ValueError: for what is wrong with the data.
@@ -27,6 +31,9 @@ def load_rows(config: Config, tokenizer: PreTrainedTokenizerFast, vocab_size: in
     data, count = config.data, config.trainer.max_steps * config.trainer.global_batch_size
     if config.trainer.val_interval == 0:
         data = replace(data, validation_samples=0)  # nothing is held out for a validation that never comes
+    multiple = 2 * config.parallel.context if config.parallel.context > 1 else 1
+    if data.name is DataName.preferences:
+        data = replace(data, document_length=data.seq_length // (1 + REJECTED) // multiple * multiple)
     train, validation = load_documents(
         data,
         tokenizer,
@@ -36,9 +43,10 @@ def load_rows(config: Config, tokenizer: PreTrainedTokenizerFast, vocab_size: in
         prompted=ObjectiveName.sft in config.objectives,
     )
     held_out = Rows(validation, data.seq_length)
+    if data.name is DataName.preferences:
+        return PreferenceRows(train, data.seq_length, multiple=multiple), held_out
     if not data.pack:
         return Rows(train, data.seq_length), held_out
-    multiple = 2 * config.parallel.context if config.parallel.context > 1 else 1
     packed = PackedRows(train, data.seq_length, count=count, multiple=multiple)
     logger.info(
         "packed %d documents into %d rows of %d positions, %.1f %% of them padding",
@@ -54,7 +62,7 @@ _UNBOUNDED = 2**40
 class RowDataModule(L.LightningDataModule):
     """train must hold ``trainer.max_steps * trainer.global_batch_size`` rows, in the order in which they are read."""
 
-    def __init__(self, config: Config, train: Rows | PackedRows, validation: Rows | PackedRows) -> None:
+    def __init__(self, config: Config, train: AnyRows, validation: AnyRows) -> None:
         super().__init__()
         self.num_workers = config.data.num_workers
         self.train = train
@@ -72,7 +80,7 @@ class RowDataModule(L.LightningDataModule):
     def val_dataloader(self) -> WrappedDataLoader:
         return self._loader(self.validation, "validation")
 
-    def _loader(self, rows: Rows | PackedRows, mode: str) -> WrappedDataLoader:
+    def _loader(self, rows: AnyRows, mode: str) -> WrappedDataLoader:
         assert self.trainer is not None
         self.data_sampler.init_global_step = self.trainer.global_step
         return WrappedDataLoader(

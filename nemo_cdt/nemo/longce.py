@@ -8,7 +8,8 @@ import lightning.pytorch as L
 from nemo.lightning.megatron_parallel import MegatronStep
 
 from nemo_cdt.config import Objective
-from nemo_cdt.megatron.windows import LongCESchedule, Record
+from nemo_cdt.megatron.record import Record
+from nemo_cdt.megatron.windows import NAMES, LongCESchedule
 from nemo_cdt.nemo.callback import wrapped
 
 logger = logging.getLogger("nemo_cdt")
@@ -22,7 +23,7 @@ class LongCE(L.Callback):
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
-        self.record = Record()
+        self.record = Record(NAMES)
         self._told = False
 
     def on_megatron_step_start(self, step: MegatronStep) -> MegatronStep:
