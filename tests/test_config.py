@@ -47,7 +47,7 @@ def test_saving_replaces_the_file_and_leaves_no_other(tmp_path):
     [
         ("trainer: {max_step: 5}", "'max_step' not in 'Trainer'"),
         ("trainer: {max_steps: five}", "'five' of type 'str' could not be converted to Integer"),
-        ("objective: {name: dpo}", "'dpo', expected one of \\[cdt, ce, sft, longce, cdt_longce\\]"),
+        ("objective: {name: dpo}", "'dpo', expected one of \\[cdt, ce, sft, longce, cdt_longce, logo\\]"),
     ],
 )
 def test_a_file_with_a_mistake_is_one_line_that_names_it(tmp_path, text, expected):

@@ -159,6 +159,16 @@ def test_plain_training_has_no_detection(capsys):
     assert "detection recomputes" not in out
 
 
+def test_windows_are_planned_for():
+    _, plain = planned("objective=ce data.seq_length=32768")
+    _, weighed = planned("objective=longce data.seq_length=32768")
+
+    assert [each.time.windows for each in plain] == [0.0] * len(plain)
+    for one, other in ((plain[0], each) for each in weighed if each.config.parallel == plain[0].config.parallel):
+        assert 0.5 * one.time.training < other.time.windows < 1.5 * one.time.training  # 4.4 forwards, no backward
+    assert all(each.config.parallel.context_comm != "all_gather" for each in weighed)
+
+
 def test_another_experiment_and_cluster_by_their_groups():
     request, _ = planned("experiment=demo model=llama32_1b trainer.precision=bf16 cluster=h200 cluster.gpus_per_node=4")
 

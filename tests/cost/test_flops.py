@@ -1,7 +1,7 @@
 import pytest
 
-from nemo_cdt.config import Config, Data, Recompute
-from nemo_cdt.cost.flops import attended, floor, useful, work
+from nemo_cdt.config import Config, Data, Objective, ObjectiveName, Recompute
+from nemo_cdt.cost.flops import attended, floor, useful, windows, work
 from tests.cost.models import LLAMA31_8B, LLAMA31_70B
 
 LENGTHS = [8192, 16384, 32768, 65536, 131072]
@@ -68,6 +68,18 @@ def test_mlps_in_chunks_are_computed_once_more_where_layers_are_recomputed():
     full, chunked = (work(LLAMA31_8B, 8192, FULL, mlp_recompute=again).linears for again in (False, True))
 
     assert mlp == chunked - full == pytest.approx(0.81 * 13.96e9, rel=0.01)
+
+
+def test_windows_cost_the_forwards_that_they_are():
+    """28 windows of 5,120 tokens at 32,768, 124 at 131,072 (method.md)."""
+    for length, count in {32768: 28, 131072: 124}.items():
+        objective = Objective(name=ObjectiveName.longce)
+        found = windows(Config(model=LLAMA31_8B, objective=objective, data=Data(seq_length=length)))
+        forwards = count * 5120 / length
+        assert found.linears == pytest.approx(forwards * work(LLAMA31_8B, 1).linears / 3)
+        assert found.attention_forward == pytest.approx(forwards * work(LLAMA31_8B, 5120).attention_forward)
+        assert found.head == pytest.approx(count * 1024 / length * work(LLAMA31_8B, 1).head / 3)
+    assert windows(Config()).total == 0
 
 
 def test_attention_of_packed_documents_spans_a_document():
