@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from nemo_cdt.config import Config, ContextComm, Precision, Recompute, walk
+from nemo_cdt.config import Config, ContextComm, DataName, Precision, Recompute, walk
 from nemo_cdt.cost import memory
 from nemo_cdt.cost.cluster import Planned
 from nemo_cdt.cost.memory import GIB, Memory
@@ -69,13 +69,14 @@ def _splits(wanted: Planned, held: Collection[str]) -> Iterator[Config]:
     def options(key: str, of: list) -> list:
         return [values[key]] if key in held else of
 
+    packs = wanted.data.pack or wanted.data.name is DataName.preferences or wanted.objective.name.weighs
     sizes = [options(f"parallel.{key}", divisors(gpus)) for key in ("tensor", "context", "pipeline")]
     for tensor, context, pipeline in product(*sizes):
         if tensor > wanted.cluster.gpus_per_node or gpus % (tensor * context * pipeline):
             continue
         chunks = [None, *divisors(wanted.model.num_layers // pipeline)[1:]] if pipeline > 1 else [None]
         # Transformer Engine exchanges packed documents by p2p alone.
-        comms = list(ContextComm) if context > 1 and not wanted.data.pack else [ContextComm.p2p]
+        comms = list(ContextComm) if context > 1 and not packs else [ContextComm.p2p]
         for virtual, comm, sequence, size, recompute, mlp_chunks in product(
             options("parallel.virtual_pipeline", chunks),
             options("parallel.context_comm", comms),

@@ -54,9 +54,8 @@ class LogoSchedule:
         if context.size() > 1:
             torch.distributed.all_reduce(mean_K, group=context)
         loss, grad_K = self.how.loss_and_gradient(mean_K)
-        once = torch.tensor(
-            int(context.rank() == 0), dtype=torch.int, device=loss.device
-        )  # its other ranks count it too
+        first = int(context.rank() == 0)  # of the ranks that share the preference: it counts once
+        once = torch.full((), first, dtype=torch.int, device=loss.device)
         self.record.add([once, once * loss, once * advantage(mean_K), once * (advantage(mean_K) > 0)])
         chosen_BS = batch["loss_mask"] * (batch["documents"] == 0)
         logged = torch.stack([(loss_BS.detach() * chosen_BS).sum(), chosen_BS.sum()])
