@@ -17,7 +17,7 @@ from torch.distributed import ReduceOp
 from nemo_cdt import longce
 from nemo_cdt.megatron.microbatch import MicroBatch, loaded, place, take
 from nemo_cdt.megatron.record import Record
-from nemo_cdt.megatron.schedule import ForwardStep, unscheduled
+from nemo_cdt.megatron.schedule import ForwardStep, chunks_of, unscheduled
 
 Rows = dict[str, Tensor]
 """A micro-batch as the data loader yields it: whole rows, on the CPU."""
@@ -116,7 +116,7 @@ class LongCESchedule:
             cuts = [
                 cut for index, batch in enumerate(rows) for cut in cut_rows(index, batch, self.window, self.internal)
             ]
-            chunks = call["model"] if isinstance(call["model"], list) else [call["model"]]
+            chunks = chunks_of(call["model"])
             batches = [place(batch) for batch in packed(cuts, rows, multiple_of=_stages(chunks))]
             losses = self._losses(batches, chunks, forward_step_func, call)
             placed = [place(batch) for batch in rows]

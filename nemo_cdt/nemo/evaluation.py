@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 import lightning.pytorch as L
@@ -18,7 +17,7 @@ from nemo_cdt.denoise import Denoising
 from nemo_cdt.megatron.detecting import DetectingSchedule
 from nemo_cdt.megatron.detection import Detection, Detector, Groups
 from nemo_cdt.megatron.microbatch import MicroBatch, take
-from nemo_cdt.nemo.callback import WrappedStep
+from nemo_cdt.nemo.callback import wrapped
 
 FACTS = (TokenType.supporting, TokenType.interference)
 """The token types that detection should leave alone, where the data knows them."""
@@ -48,8 +47,7 @@ class Evaluation(L.Callback):
     def on_megatron_step_start(self, step: MegatronStep) -> MegatronStep:
         if not (step.forward_only and self.typed):
             return step
-        wrap = functools.partial(self._detecting, step.pl_module.config.sequence_parallel)
-        return WrappedStep(**{f.name: getattr(step, f.name) for f in fields(MegatronStep)}, wrap=wrap)
+        return wrapped(step, functools.partial(self._detecting, step.pl_module.config.sequence_parallel))
 
     def _detecting(self, sequence_parallel: bool, schedule: Callable) -> DetectingSchedule:
         groups = Groups.of_megatron(sequence_parallel)
