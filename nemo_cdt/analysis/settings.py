@@ -1,0 +1,169 @@
+"""What ``nemo-cdt analyze`` was asked. Knows nothing of torch, so that a mistake costs no import of it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Optional, cast
+
+from hydra import compose, initialize
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nemo_cdt.config import Accelerator, Precision
+from nemo_cdt.enums import StrEnum
+from nemo_cdt.overrides import explain
+
+
+class Measure(StrEnum):
+    ig = "ig"
+    fr = "fr"
+    gradient = "gradient"
+    longppl = "longppl"
+    detection = "detection"
+    denoise = "denoise"
+    em = "em"
+    attention_map = "attention_map"
+    significance = "significance"
+
+
+class Source(StrEnum):
+    multihop = "multihop"
+    jsonl = "jsonl"
+
+
+class NoiseBy(StrEnum):
+    """Which tokens manual denoising moves: Eq. 2; section 3.2, by IG below its mean; all that is no fact."""
+
+    gradient = "gradient"
+    ig = "ig"
+    oracle = "oracle"
+
+
+class Optimizer(StrEnum):
+    none = "none"
+    sgd = "sgd"
+    adamw = "adamw"
+
+
+@dataclass(kw_only=True, slots=True)
+class Samples:
+    name: Source = Source.multihop
+    path: Optional[str] = None  # jsonl: the samples. multihop: haystack text, a file or a folder of text files
+    samples: int = 16  # how many at most
+    seq_length: int = 1024  # multihop: tokens of a sample
+    hops: list[int] = field(default_factory=lambda: [3, 4])
+    emojis: int = 3
+
+
+@dataclass(kw_only=True, slots=True)
+class LongPPL:
+    """The defaults are LongPPL's own."""
+
+    context: int = 4096  # tokens of the short context
+    window: int = 1024  # tokens judged at a time
+    alpha: float = 2.0  # by how much the long context must help, nats
+    beta: float = -2.0  # the least log-probability that a key token has with it
+    batch: int = 8  # windows computed together
+
+
+@dataclass(kw_only=True, slots=True)
+class Denoise:
+    noise: NoiseBy = NoiseBy.gradient
+    strengths: list[float] = field(default_factory=lambda: [1e-6, 1e-5, 5e-5, 1e-4, 1e-3, 1e-2, 1e-1])  # lr * beta
+    rhos: list[float] = field(default_factory=lambda: [1e-4, 1e-3, 1e-2, 1e-1, 1.0])  # of the relative normalization
+    dtypes: list[Precision] = field(default_factory=lambda: list(Precision))
+    optimizer: Optimizer = Optimizer.adamw  # one step of it on the denoised input; none: no training
+    lr: float = 1e-5
+
+
+@dataclass(kw_only=True, slots=True)
+class AttentionMap:
+    layer: Optional[int] = None  # from 0; None: three quarters up, the paper's 24th of 32
+    chunks: int = 46
+
+
+@dataclass(kw_only=True, slots=True)
+class Settings:
+    model: Optional[str] = None  # a Hugging Face folder, a run of ours, or one of its checkpoints
+    compare: Optional[str] = None  # attention_map: the model after training
+    predictions: Optional[str] = None  # significance: JSON lines of one run
+    baseline: Optional[str] = None  # significance: and of the other
+    output: Optional[str] = None
+    tokenizer: Optional[str] = None  # a Hugging Face folder, or "byte"; None: the model's own
+    dtype: Precision = Precision.fp32
+    device: Accelerator = Accelerator.auto
+    seed: int = 42
+    top_k: int = 30  # tokens that a head's row retrieves (fr), and that a method detects (detection)
+    resamples: int = 10000  # of a bootstrap
+    data: Samples = field(default_factory=Samples)
+    longppl: LongPPL = field(default_factory=LongPPL)
+    denoise: Denoise = field(default_factory=Denoise)
+    attention_map: AttentionMap = field(default_factory=AttentionMap)
+
+
+def read(measure: str, arguments: Sequence[str]) -> Settings:
+    """Overrides in Hydra's grammar; ``data=NAME`` is short for ``data.name=NAME``.
+
+    Raises:
+        ValueError: for what is no setting, or cannot be, in one line.
+    """
+    overrides = [f"data.name={a[5:]}" if a.startswith("data=") else a for a in arguments]
+    ConfigStore.instance().store(name="analysis", node=Settings)
+    try:
+        with initialize(config_path=None, version_base="1.3"):
+            # As in the recipe, `+key=value` must not add a key.
+            values = OmegaConf.to_container(compose("analysis", overrides), resolve=True)
+            settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), values))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(explain(error, Settings())) from error
+    checked = cast(Settings, settings)
+    for mistake in _mistakes(Measure(measure), checked):
+        raise ValueError(mistake)
+    return checked
+
+
+def _mistakes(measure: Measure, settings: Settings) -> Iterator[str]:
+    if settings.output is None:
+        yield f"set output=DIR: the folder that analyze {measure} writes, which does not exist yet"
+    elif (folder := Path(settings.output)).exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        yield f"output={folder} already exists and is not empty; name a new folder"
+    needed = {
+        Measure.significance: ["predictions", "baseline"],
+        Measure.attention_map: ["model", "compare"],
+    }.get(measure, ["model"])
+    for key in needed:
+        path = getattr(settings, key)
+        if path is None:
+            yield f"analyze {measure} needs {' and '.join(f'{key}=' for key in needed)}: set {key}=PATH"
+        elif not Path(path).exists():
+            yield f"{key}={path}: no such {'file' if measure is Measure.significance else 'folder'}"
+    yield from _numbers(settings)
+
+
+def _numbers(settings: Settings) -> Iterator[str]:
+    data, longppl, denoise = settings.data, settings.longppl, settings.denoise
+    at_least = {
+        "top_k": (settings.top_k, 1),
+        "resamples": (settings.resamples, 1),
+        "data.samples": (data.samples, 1),
+        "data.seq_length": (data.seq_length, 1),
+        "data.emojis": (data.emojis, 0),
+        "longppl.context": (longppl.context, 1),
+        "longppl.window": (longppl.window, 1),
+        "longppl.batch": (longppl.batch, 1),
+        "attention_map.chunks": (settings.attention_map.chunks, 1),
+    }
+    for key, (value, least) in at_least.items():
+        if value < least:
+            yield f"{key}={value} must be at least {least}"
+    if not data.hops or set(data.hops) - {3, 4}:
+        yield f"data.hops={data.hops} must be some of 3 and 4"
+    if data.name is Source.jsonl and data.path is None:
+        yield "data=jsonl needs data.path=FILE: the samples, with their token types"
+    if not denoise.dtypes or not (denoise.strengths or denoise.rhos):
+        yield "denoise needs a denoise.dtypes, and one of denoise.strengths and denoise.rhos"
+    for key, values in (("strengths", denoise.strengths), ("rhos", denoise.rhos), ("lr", [denoise.lr])):
+        if any(not value > 0 for value in values):
+            yield f"denoise.{key}={getattr(denoise, key)} must be positive"
