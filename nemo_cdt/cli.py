@@ -6,6 +6,18 @@ from pathlib import Path
 
 from nemo_cdt.mistakes import reported
 
+MEASURES = [
+    "ig",
+    "fr",
+    "gradient",
+    "longppl",
+    "detection",
+    "denoise",
+    "em",
+    "attention_map",
+    "significance",
+]
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
@@ -37,6 +49,16 @@ def _parser() -> argparse.ArgumentParser:
         help="the recipe's, which hold; cluster.gpus=N, cluster.gpu=a100|h100|h200|b200, output=FILE for all as JSON",
     )
     plan.set_defaults(verb=_plan)
+
+    analyze = verbs.add_parser("analyze", help="see what a model attends to and what informs its answers")
+    analyze.add_argument("measure", metavar="NAME", choices=MEASURES, help=", ".join(MEASURES))
+    analyze.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="model=DIR, data=multihop|jsonl, output=DIR and others of nemo_cdt/analysis/settings.py",
+    )
+    analyze.set_defaults(verb=_analyze)
     for name, explanation in (
         ("status", "say how the job of a run stands, whatever launched it"),
         ("logs", "print the log of a run's job"),
@@ -81,6 +103,16 @@ def _plan(parsed: argparse.Namespace) -> int:
     if request.output is not None:
         write_whole(request.output, as_json(found, request))
     print(table(found, request))
+    return 0
+
+
+def _analyze(parsed: argparse.Namespace) -> int:
+    from nemo_cdt.analysis.settings import Measure, read
+
+    settings = read(parsed.measure, parsed.overrides)
+    from nemo_cdt.analysis.analyze import analyze
+
+    print(analyze(Measure(parsed.measure), settings, parsed.overrides) / "report.html")
     return 0
 
 

@@ -1,6 +1,7 @@
 """Hydra's and OmegaConf's errors in one line that names the key, the value and what there is instead."""
 
 from difflib import get_close_matches
+from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -10,7 +11,7 @@ from nemo_cdt.config import Config, walk
 GROUPS_WITHOUT_KEYS = ["experiment"]
 
 
-def explain(error: HydraException | OmegaConfBaseException, schema: Config | None = None) -> str:
+def explain(error: HydraException | OmegaConfBaseException, schema: Any = None) -> str:
     """One line for a user who mistyped an override of ``schema``, which is :class:`Config` unless given."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
@@ -26,12 +27,13 @@ def explain(error: HydraException | OmegaConfBaseException, schema: Config | Non
     return " ".join(line for line in text if not line.startswith("See https://"))
 
 
-def _unknown(key: str, schema: Config) -> str:
+def _unknown(key: str, schema: Any) -> str:
     parent, _, name = key.rpartition(".")
-    known = [*GROUPS_WITHOUT_KEYS, *(known_key for known_key, _ in walk(schema))]
+    groups = GROUPS_WITHOUT_KEYS if isinstance(schema, Config) else []
+    known = [*groups, *(known_key for known_key, _ in walk(schema))]
     siblings = {sibling.rpartition(".")[2]: sibling for sibling in known if sibling.rpartition(".")[0] == parent}
     elsewhere = [known_key for known_key in known if known_key.endswith(f".{name}")]
     near = [siblings[match] for match in get_close_matches(name, siblings, n=1)] or elsewhere
     if near:
         return f"unknown key {key}: did you mean {' or '.join(near)}?"
-    return f"unknown key {key}: {parent or 'a run'} has {', '.join(siblings)}"
+    return f"unknown key {key}: {parent or 'it'} has {', '.join(siblings)}"

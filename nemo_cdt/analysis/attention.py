@@ -79,9 +79,7 @@ def watched_attention(
     output_BHND = _attend(query, key, value, scaling, sliding_window)
     if watch is not None:
         layer = int(module.layer_idx)  # type: ignore[arg-type]
-        call = Call(
-            layer=layer, query=query[0], key=key[0], value=value[0], scaling=scaling, window=sliding_window
-        )
+        call = Call(layer=layer, query=query[0], key=key[0], value=value[0], scaling=scaling, window=sliding_window)
         output_BHND = watch(call, output_BHND)
     return output_BHND.transpose(1, 2).contiguous(), None
 

@@ -4,7 +4,7 @@ With q_y, K and V of a head and dO_y, the gradient of the loss by its output at 
 
     A_y = softmax(q_y K^T / sqrt(d))      dL/dA_y = dO_y V^T      IG[i, y] = A_y[i] * |dL/dA_y[i]|
 
-is exact and takes |Y| x n elements a head. Shapes as in :mod:`nemo_cdt.analysis.attention`, and T token types, L layers.
+is exact and takes |Y| x n elements a head. Shapes as in :mod:`nemo_cdt.analysis.attention`; T token types, L layers.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ class AnswerRows:
     """A :class:`~nemo_cdt.analysis.attention.Watch` for one forward and backward pass of one sequence.
 
     Sums over what it has seen: of layers, heads and rows by token (``attention_N``, ``ig_N``, float64), and of rows and
-    tokens by head and token type (``attention_LHT``, ``ig_LHT``, ``retrieved_LHT``: in the top k of a row).
+    tokens by head and token type (:meth:`by_head`).
 
     rows_R: the positions that predict the answer.  types_N: int64, of :class:`TokenType`.
     """
@@ -47,20 +47,10 @@ class AnswerRows:
         """The layers whose backward pass has come by."""
         return set(self._layers)
 
-    @property
-    def attention_LHT(self) -> Tensor:
-        return self._stacked()[0]
-
-    @property
-    def ig_LHT(self) -> Tensor:
-        return self._stacked()[1]
-
-    @property
-    def retrieved_LHT(self) -> Tensor:
-        return self._stacked()[2]
-
-    def _stacked(self) -> Tensor:
-        return torch.stack([self._layers[layer] for layer in sorted(self._layers)], dim=1)
+    def by_head(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Attention, IG, and how many tokens are in the top k of a row: float64 [L, H, T] each."""
+        attention_LHT, ig_LHT, retrieved_LHT = torch.stack([each for _, each in sorted(self._layers.items())], dim=1)
+        return attention_LHT, ig_LHT, retrieved_LHT
 
     def backward(self, call: Call, grad_HRD: Tensor, query_HRD: Tensor) -> None:
         """``call`` has the key and the value; its query is not used."""
@@ -104,8 +94,6 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         query_HRD, key, value = ctx.saved_tensors
-        call = Call(
-            layer=ctx.layer, query=query_HRD, key=key, value=value, scaling=ctx.scaling, window=ctx.window
-        )
+        call = Call(layer=ctx.layer, query=query_HRD, key=key, value=value, scaling=ctx.scaling, window=ctx.window)
         ctx.rows.backward(call, grad[0][:, ctx.rows.rows_R], query_HRD)
         return grad, None, None, None, None, None

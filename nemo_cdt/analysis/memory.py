@@ -64,8 +64,10 @@ def require_room(
     if need <= free:
         return
     room = (free - weights - around) // per_token(config, width)
-    remedy = f"at most {room:,} tokens fit, with dtype={'fp32' if width == 4 else 'bf16'}" if room > 0 else (
-        f"the weights alone are {weights / GIB:.1f}: it needs a larger device"
+    remedy = (
+        f"at most {room:,} tokens fit, with dtype={'fp32' if width == 4 else 'bf16'}"
+        if room > 0
+        else (f"the weights alone are {weights / GIB:.1f}: it needs a larger device")
     )
     raise ValueError(
         f"{where} has {tokens:,} tokens, which need about {need / GIB:.1f} GiB, and {free / GIB:.1f} are free: {remedy}"

@@ -72,6 +72,7 @@ def observe(subject: Subject, sample: Sample, top_k: int, shift_ND: Tensor | Non
     assert watch.seen == watch.called
     count_T = np.bincount(sample.types, minlength=TYPES)
     rows, per_head = len(sample.rows), subject.layers * subject.heads
+    attention_LHT, ig_LHT, retrieved_LHT = watch.by_head()
     return Observation(
         sample=sample,
         loss=loss.item(),
@@ -79,9 +80,9 @@ def observe(subject: Subject, sample: Sample, top_k: int, shift_ND: Tensor | Non
         attention_N=watch.attention_N.cpu().numpy() / (per_head * rows),
         ig_N=watch.ig_N.cpu().numpy() / per_head,
         gradient_N=scores(leaf_ND.grad).double().cpu().numpy(),
-        attention_LHT=_mean(watch.attention_LHT, count_T * rows),
-        ig_LHT=_mean(watch.ig_LHT, count_T),
-        fr_LHT=_mean(watch.retrieved_LHT, count_T * rows),
+        attention_LHT=_mean(attention_LHT, count_T * rows),
+        ig_LHT=_mean(ig_LHT, count_T),
+        fr_LHT=_mean(retrieved_LHT, count_T * rows),
     ), leaf_ND.grad
 
 

@@ -41,7 +41,9 @@ class Sample:
         return np.isin(self.types, types)
 
 
-def load_samples(settings: Samples, tokenizer: PreTrainedTokenizerFast | None, vocab_size: int, seed: int) -> list[Sample]:
+def load_samples(
+    settings: Samples, tokenizer: PreTrainedTokenizerFast | None, vocab_size: int, seed: int
+) -> list[Sample]:
     """``settings.samples`` of them, fewer where a file has fewer.
 
     Raises:
@@ -51,7 +53,9 @@ def load_samples(settings: Samples, tokenizer: PreTrainedTokenizerFast | None, v
         assert settings.path is not None
         return _read(Path(settings.path), settings.samples, tokenizer, vocab_size)
     if tokenizer is None:
-        raise ValueError("the model's folder has no tokenizer: set tokenizer=DIR, or tokenizer=byte for a model of bytes")
+        raise ValueError(
+            "the model's folder has no tokenizer: set tokenizer=DIR, or tokenizer=byte for a model of bytes"
+        )
     documents = MultihopDocuments(
         tokenizer,
         seq_length=settings.seq_length,

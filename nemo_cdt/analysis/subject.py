@@ -171,7 +171,9 @@ def checkpoints(run: Path) -> list[Path]:
     folder = run / "checkpoints"
     found = [p for p in folder.glob("step=*") if p.is_dir() and not (folder / f"{p.name}-unfinished").exists()]
     if not found:
-        raise ValueError(f"model={run} is no Hugging Face folder (no config.json) and no run with a finished checkpoint")
+        raise ValueError(
+            f"model={run} is no Hugging Face folder (no config.json) and no run with a finished checkpoint"
+        )
     return sorted(found, key=step_of)
 
 

@@ -1,0 +1,155 @@
+"""``nemo-cdt analyze``: load, observe, measure, write. A folder that is there whole or not at all."""
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import torch
+from transformers import PretrainedConfig
+
+from nemo_cdt.analysis import memory, page, scores
+from nemo_cdt.analysis.attention_map import attention_map, choose_layer, maps
+from nemo_cdt.analysis.denoising import denoise
+from nemo_cdt.analysis.detection import detection
+from nemo_cdt.analysis.em import em, moment
+from nemo_cdt.analysis.longppl import key_tokens, longppl
+from nemo_cdt.analysis.observe import Observation, observe_all, shown
+from nemo_cdt.analysis.result import Result
+from nemo_cdt.analysis.samples import Sample, load_samples
+from nemo_cdt.analysis.settings import Measure, Optimizer, Settings
+from nemo_cdt.analysis.significance import significance
+from nemo_cdt.analysis.subject import (
+    Subject,
+    checkpoints,
+    choose_device,
+    load,
+    opened,
+    read_config,
+    read_tokenizer,
+    step_of,
+)
+from nemo_cdt.config import Precision
+from nemo_cdt.folders import new_folder
+from nemo_cdt.report.plots import STYLE
+
+WIDTHS = {Precision.bf16: 2, Precision.fp32: 4}
+
+
+@dataclass(kw_only=True, slots=True)
+class Prepared:
+    """A model's folder and what is to be asked of it, checked for room but not loaded."""
+
+    folder: Path
+    config: PretrainedConfig
+    samples: list[Sample]
+    device: torch.device
+
+    def load(self, precision: Precision) -> Subject:
+        return load(self.folder, self.config, precision, self.device)
+
+
+def analyze(measure: Measure, settings: Settings, arguments: Sequence[str]) -> Path:
+    """Runs a measure and returns the folder: ``result.json``, a PNG of each picture and ``report.html``.
+
+    Raises:
+        ValueError: where model or data cannot be analysed.
+    """
+    assert settings.output is not None
+    command = shlex.join(["nemo-cdt", "analyze", measure, *arguments])
+    with new_folder(Path(settings.output)) as folder, matplotlib.rc_context(STYLE):
+        result, facts = _run(measure, settings)
+        page.write(folder, measure, settings, result, facts, command)
+    return Path(settings.output)
+
+
+def _run(measure: Measure, settings: Settings) -> tuple[Result, page.Facts]:
+    if measure is Measure.significance:
+        return _significance(settings)
+    assert settings.model is not None
+    if measure is Measure.em:
+        return _em(Path(settings.model), settings)
+    with opened(Path(settings.model)) as folder:
+        prepared = prepare(folder, settings, measure)
+        if measure is Measure.denoise:
+            result = denoise(prepared.load, prepared.samples, settings.denoise, settings.top_k)
+            return result, page.facts(settings, prepared.config, prepared.device, prepared.samples, None)
+        subject = prepared.load(settings.dtype)
+        if measure is Measure.attention_map:
+            return _attention_map(subject, prepared, settings)
+        observations = observe_all(subject, prepared.samples, settings.top_k)
+        result = _measured(measure, subject, observations, settings)
+    return result, page.facts(settings, prepared.config, prepared.device, prepared.samples, observations)
+
+
+def prepare(folder: Path, settings: Settings, measure: Measure) -> Prepared:
+    """Raises ValueError for samples that cannot be used, or need more memory than there is."""
+    device = choose_device(settings.device)
+    config = read_config(folder)
+    tokenizer = read_tokenizer(folder, settings.tokenizer)
+    samples = load_samples(settings.data, tokenizer, config.vocab_size, settings.seed)
+    precisions = settings.denoise.dtypes if measure is Measure.denoise else [settings.dtype]
+    copies = 1
+    if measure is Measure.denoise:  # gradients, and Adam's moments; the copy of the weights is the host's
+        copies = {Optimizer.none: 1, Optimizer.sgd: 2, Optimizer.adamw: 4}[settings.denoise.optimizer]
+    longest = max(samples, key=len)
+    memory.require_room(
+        config,
+        where=longest.where,
+        tokens=len(longest),
+        rows=len(longest.rows),
+        width=max(WIDTHS[precision] for precision in precisions),
+        copies=copies,
+        free=memory.free_bytes(device),
+    )
+    return Prepared(folder=folder, config=config, samples=samples, device=device)
+
+
+def _measured(measure: Measure, subject: Subject, found: list[Observation], settings: Settings) -> Result:
+    simple: dict[Measure, Callable[[], Result]] = {
+        Measure.ig: lambda: scores.ig(found),
+        Measure.fr: lambda: scores.fr(found, settings.top_k),
+        Measure.gradient: lambda: scores.gradient(found),
+        Measure.longppl: lambda: longppl(subject, found, settings.longppl),
+        Measure.detection: lambda: _detection(subject, found, settings),
+    }
+    return simple[measure]()
+
+
+def _detection(subject: Subject, found: list[Observation], settings: Settings) -> Result:
+    subject.require_plain_head()
+    keys = [key_tokens(subject, one.sample, settings.longppl) for one in shown(found, "long and short context")]
+    return detection(found, keys, settings.top_k)
+
+
+def _attention_map(subject: Subject, before: Prepared, settings: Settings) -> tuple[Result, page.Facts]:
+    layer = choose_layer(settings.attention_map, subject.layers)
+    assert settings.compare is not None
+    first = maps(subject, before.samples, layer, settings.attention_map.chunks)
+    with opened(Path(settings.compare)) as folder:
+        config = read_config(folder)
+        if config.num_hidden_layers != subject.layers or config.vocab_size != before.config.vocab_size:
+            raise ValueError(
+                f"compare={settings.compare} has other layers or another vocabulary than model={settings.model}"
+            )
+        del subject
+        second = maps(load(folder, config, settings.dtype, before.device), before.samples, layer, len(first.map_CC))
+    return attention_map(first, second, layer), page.facts(settings, before.config, before.device, before.samples, None)
+
+
+def _em(run: Path, settings: Settings) -> tuple[Result, page.Facts]:
+    moments = []
+    for checkpoint in checkpoints(run):
+        with opened(checkpoint) as folder:
+            prepared = prepare(folder, settings, Measure.em)
+            observations = observe_all(prepared.load(settings.dtype), prepared.samples, settings.top_k)
+        moments.append(moment(step_of(checkpoint), observations, settings.top_k))
+    return em(moments), page.facts(settings, prepared.config, prepared.device, prepared.samples, observations)
+
+
+def _significance(settings: Settings) -> tuple[Result, page.Facts]:
+    assert settings.predictions is not None
+    assert settings.baseline is not None
+    result = significance(Path(settings.predictions), Path(settings.baseline), settings.resamples, settings.seed)
+    return result, page.Facts(values={"Predictions": settings.predictions, "Baseline": settings.baseline})

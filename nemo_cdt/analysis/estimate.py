@@ -1,0 +1,68 @@
+"""Means over samples with an interval, and the correlations and rankings that a measure is judged by."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+RESAMPLES, SEED = 2000, 0
+
+
+@dataclass(kw_only=True, slots=True)
+class Estimate:
+    """A mean over ``count`` samples, and its 95 % bootstrap interval over them; nan where there are none."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        if self.count == 0:
+            return "—"
+        interval = f" [{self.low:.3g}, {self.high:.3g}]" if self.count > 1 else ""
+        return f"{self.mean:.3g}{interval}"
+
+    def json(self) -> dict[str, float | int | None]:
+        number = {name: getattr(self, name) for name in ("mean", "low", "high")}
+        return {name: None if np.isnan(value) else value for name, value in number.items()} | {"samples": self.count}
+
+
+def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
+    """Samples without a value (nan) are left out, and out of the count."""
+    known = np.asarray(values, dtype=float)
+    known = known[~np.isnan(known)]
+    if len(known) == 0:
+        return Estimate(mean=np.nan, low=np.nan, high=np.nan, count=0)
+    low, high = bootstrap(known, RESAMPLES, SEED)
+    return Estimate(mean=float(known.mean()), low=low, high=high, count=len(known))
+
+
+def bootstrap(values: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
+    """The percentile interval of the mean, 95 %."""
+    rng = np.random.default_rng(seed)
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def pearson(one: np.ndarray, other: np.ndarray) -> float:
+    """nan for fewer than three tokens, or where all are alike."""
+    if len(one) < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:
+        return np.nan
+    return float(np.corrcoef(one, other)[0, 1])
+
+
+def spearman(one: np.ndarray, other: np.ndarray) -> float:
+    """The correlation of ranks; ties share theirs."""
+    return pearson(stats.rankdata(one), stats.rankdata(other))
+
+
+def auc(score: np.ndarray, positive: np.ndarray) -> float:
+    """How likely a positive token scores above a negative one, a tie counting half; nan where either is missing."""
+    positives, negatives = int(positive.sum()), int((~positive).sum())
+    if positives == 0 or negatives == 0:
+        return np.nan
+    above = stats.rankdata(score)[positive].sum() - positives * (positives + 1) / 2
+    return float(above / (positives * negatives))
