@@ -92,8 +92,10 @@ def choose_layer(settings: AttentionMap, layers: int) -> int:
 
 @dataclass(kw_only=True, slots=True)
 class Maps:
-    """Of one model, over samples. critical: of each sample, the attention of the answer's rows on all facts "
-    "together."""
+    """Of one model. critical: of each sample, the attention of the answer's rows on all facts together.
+
+    marked_C: chunks of the first sample that hold supporting facts.
+    """
 
     map_CC: np.ndarray
     answer: dict[TokenType, Estimate]

@@ -137,7 +137,7 @@ def _top_table(
     rows = [[METHODS[name], *(str(by_type[type]) for type in CONTEXT)] for name, by_type in top.items()]
     return Table(
         title=f"What the top {top_k} are{named}",
-        caption=f"Share of each type among the detected tokens, mean over {count} samples. The last row is the base rate.",
+        caption=f"Share of each type among the tokens detected, mean over {count} samples. The last row is the base rate.",
         header=["method", *(TYPE_NAMES[type] for type in CONTEXT)],
         rows=[*rows, [BASE, *(str(base[type]) for type in CONTEXT)]],
     )

@@ -28,7 +28,7 @@ def per_token(config: PretrainedConfig, width: int) -> int:
     embedding = 3 * hidden * width  # itself, the leaf that is fed, its gradient
     norms = 2 * hidden * (4 + 4 + width)  # each keeps two fp32 copies of its input
     residual = 4 * hidden * width
-    # q, rotated q, output and its transpose; k, v, rotated k; K and V of every head, and the gradients of those and of q
+    # q, rotated q, output, its transpose; k, v, rotated k; K and V of every head; gradients of those two and of q
     heads = width * (4 * query + 3 * key + 2 * query + 3 * query)
     gated = width * 7 * mlp  # gate, up, act, product, and gradients of three
     return layer_inputs + embedding + norms + residual + heads + gated + 16 * TYPES

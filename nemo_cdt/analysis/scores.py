@@ -209,9 +209,7 @@ def _scatter(observations: Sequence[Observation]) -> Drawing:
 
 
 def _per_head(by_sample: list[np.ndarray]) -> list:
-    """Mean over samples [L][H][type of CONTEXT], null where a type never occurs."""
+    """Mean over samples [L][H][type of CONTEXT]; 0 where a type never occurs."""
     stacked = np.stack(by_sample)[..., CONTEXT]
-    known = ~np.isnan(stacked)
-    count = known.sum(axis=0)
-    mean = np.where(known, stacked, 0).sum(axis=0) / np.where(count > 0, count, 1)
-    return np.where(count > 0, mean, None).tolist()  # type: ignore[arg-type]
+    count = np.maximum(1, (~np.isnan(stacked)).sum(axis=0))
+    return (np.nansum(stacked, axis=0) / count).tolist()

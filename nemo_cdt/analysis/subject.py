@@ -117,7 +117,7 @@ def load(folder: Path, config: PretrainedConfig, precision: Precision, device: t
         ValueError: where a weight is missing, or the architecture's attention cannot be watched.
     """
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=DTYPES[precision],
@@ -129,6 +129,7 @@ def load(folder: Path, config: PretrainedConfig, precision: Precision, device: t
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"{folder} cannot be analysed: {_brief(error)}; {attention.KNOWN}") from error
+    model, found = loaded
     wrong = [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
     if wrong:
         raise ValueError(f"{folder}: its weights lack {wrong[0]}, or have it in another shape")
