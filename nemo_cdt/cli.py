@@ -4,19 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from nemo_cdt.analysis.measures import Measure
 from nemo_cdt.mistakes import reported
-
-MEASURES = [
-    "ig",
-    "fr",
-    "gradient",
-    "longppl",
-    "detection",
-    "denoise",
-    "em",
-    "attention_map",
-    "significance",
-]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.set_defaults(verb=_plan)
 
     analyze = verbs.add_parser("analyze", help="see what a model attends to and what informs its answers")
-    analyze.add_argument("measure", metavar="NAME", choices=MEASURES, help=", ".join(MEASURES))
+    analyze.add_argument("measure", metavar="NAME", choices=list(Measure), help=", ".join(Measure))
     analyze.add_argument(
         "overrides",
         nargs="*",
@@ -107,12 +96,13 @@ def _plan(parsed: argparse.Namespace) -> int:
 
 
 def _analyze(parsed: argparse.Namespace) -> int:
-    from nemo_cdt.analysis.settings import Measure, read
+    from nemo_cdt.analysis.settings import read
 
-    settings = read(parsed.measure, parsed.overrides)
-    from nemo_cdt.analysis.analyze import analyze
+    measure = Measure(parsed.measure)
+    settings = read(measure, parsed.overrides)
+    from nemo_cdt.analysis.analyze import analyze  # torch, once the settings are known to be good
 
-    print(analyze(Measure(parsed.measure), settings, parsed.overrides) / "report.html")
+    print(analyze(measure, settings, parsed.overrides) / "report.html")
     return 0
 
 

@@ -11,14 +11,15 @@ from transformers import PretrainedConfig
 
 from nemo_cdt.analysis import memory, page, scores
 from nemo_cdt.analysis.attention_map import attention_map, choose_layer, maps
-from nemo_cdt.analysis.denoising import denoise
+from nemo_cdt.analysis.denoising_report import denoise
 from nemo_cdt.analysis.detection import detection
 from nemo_cdt.analysis.em import em, moment
 from nemo_cdt.analysis.longppl import key_tokens, longppl
+from nemo_cdt.analysis.measures import Measure
 from nemo_cdt.analysis.observe import Observation, observe_all, shown
 from nemo_cdt.analysis.result import Result
 from nemo_cdt.analysis.samples import Sample, load_samples
-from nemo_cdt.analysis.settings import Measure, Optimizer, Settings
+from nemo_cdt.analysis.settings import Optimizer, Settings
 from nemo_cdt.analysis.significance import significance
 from nemo_cdt.analysis.subject import (
     Subject,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 
 import numpy as np
 
@@ -137,7 +138,7 @@ def _top_table(
     rows = [[METHODS[name], *(str(by_type[type]) for type in CONTEXT)] for name, by_type in top.items()]
     return Table(
         title=f"What the top {top_k} are{named}",
-        caption=f"Share of each type among the tokens detected, mean over {count} samples. The last row is the base rate.",
+        caption=f"Share of each type among the tokens found, mean over {count} samples. The last row is the base rate.",
         header=["method", *(TYPE_NAMES[type] for type in CONTEXT)],
         rows=[*rows, [BASE, *(str(base[type]) for type in CONTEXT)]],
     )
@@ -166,7 +167,7 @@ def _drawing(top: dict[str, dict[TokenType, Estimate]], base: dict[TokenType, Es
         share = np.nan_to_num([100 * by_type[type].mean for _, by_type in columns])
         drawn.bar(np.arange(len(columns)), share, 0.6, bottom=below, color=COLORS[type], label=TYPE_NAMES[type])
         below += share
-    drawn.set_xticks(np.arange(len(columns)), [name.replace(" (", "\n(") for name, _ in columns])
+    drawn.set_xticks(np.arange(len(columns)), [fill(name, 12) for name, _ in columns])
     drawn.set_ylim(0, 100)
     caption = (
         f"Of the {top_k} tokens that each method ranks highest (LongPPL: its key tokens), which are facts? The right "

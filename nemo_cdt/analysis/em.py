@@ -57,7 +57,7 @@ def em(moments: Sequence[Moment]) -> Result:
         [
             str(one.step),
             str(one.loss),
-            f"{100 * one.correct.mean:.0f} %",
+            one.correct.percent(),
             str(one.critical),
             *(str(one.auc[name]) for name in LINES),
             *(str(one.ig[type]) for type in CRITICAL),
@@ -86,7 +86,7 @@ def em(moments: Sequence[Moment]) -> Result:
                 f"{first.auc['gradient'].mean:.3f} to {last.auc['gradient'].mean:.3f}",
                 "AUC of the gradient, first to last",
             ),
-            (f"{100 * first.correct.mean:.0f} % to {100 * last.correct.mean:.0f} %", "correct answers"),
+            (f"{first.correct.percent()} to {last.correct.percent()}", "correct answers"),
         ],
         tables=[Table(title="Checkpoints", caption="Means over samples, 95 % intervals.", header=header, rows=rows)],
         drawings=[_auc(moments), *(_shares(moments, name) for name in ("attention", "ig"))],

@@ -24,6 +24,10 @@ class Estimate:
         interval = f" [{self.low:.3g}, {self.high:.3g}]" if self.count > 1 else ""
         return f"{self.mean:.3g}{interval}"
 
+    def percent(self) -> str:
+        """The mean as a percentage."""
+        return "—" if self.count == 0 else f"{100 * self.mean:.3g} %"
+
     def json(self) -> dict[str, float | int | None]:
         number = {name: getattr(self, name) for name in ("mean", "low", "high")}
         return {name: None if np.isnan(value) else value for name, value in number.items()} | {"samples": self.count}

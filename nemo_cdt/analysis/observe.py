@@ -67,6 +67,8 @@ def observe(subject: Subject, sample: Sample, top_k: int, shift_ND: Tensor | Non
             f"transformers' attention interface; {KNOWN}"
         )
     loss = cross_entropy(logits_RV, answer_R)
+    if not loss.isfinite():
+        raise ValueError(f"{sample.where}: the loss of its answer is {loss.item()} in {leaf_ND.dtype}: set dtype=fp32")
     loss.backward()
     assert leaf_ND.grad is not None
     assert watch.seen == watch.called

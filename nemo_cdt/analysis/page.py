@@ -16,11 +16,12 @@ from transformers import PretrainedConfig
 
 from nemo_cdt import report
 from nemo_cdt.analysis.estimate import estimate
+from nemo_cdt.analysis.measures import Measure
 from nemo_cdt.analysis.memory import parameters
 from nemo_cdt.analysis.observe import Observation
 from nemo_cdt.analysis.result import Drawing, Result, Table
 from nemo_cdt.analysis.samples import CONTEXT, Sample
-from nemo_cdt.analysis.settings import Measure, Settings, Source
+from nemo_cdt.analysis.settings import Settings, Source
 from nemo_cdt.data.documents import TokenType
 from nemo_cdt.report.heatmap import TYPE_NAMES
 
@@ -98,7 +99,7 @@ def _png(drawing: Drawing, path: Path) -> str:
     figure: Figure = drawing.figure
     for axes in figure.axes:
         if len(axes.get_legend_handles_labels()[0]) > 1:
-            axes.legend(loc="best", fontsize=8)
+            axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8)
     figure.savefig(path, dpi=130)
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 

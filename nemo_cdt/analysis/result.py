@@ -6,7 +6,6 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nemo_cdt.analysis.estimate import Estimate
 from nemo_cdt.data.documents import TokenType
 
 # Okabe and Ito's colours; supporting and interference, the two that matter most, differ in lightness too.
@@ -57,13 +56,9 @@ class Result:
     numbers: dict[str, Any] = field(default_factory=dict)
 
 
-def axes(x: str, y: str, width: float = 6.0) -> tuple[Figure, Axes]:
+def axes(x: str, y: str, width: float = 7.0) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, 3.4), layout="constrained")
     drawn = figure.add_subplot()
     drawn.set_xlabel(x)
     drawn.set_ylabel(y)
     return figure, drawn
-
-
-def cells(estimates: list[Estimate]) -> list[str]:
-    return [str(one) for one in estimates]

@@ -66,10 +66,24 @@ def load_samples(
         haystack=settings.path,
         split="validation",
     )
-    return [as_sample(documents[index], f"sample {index}", vocab_size) for index in range(len(documents))]
+    special = tokenizer.all_special_ids
+    return [
+        as_sample(_without(special, documents[index]), f"sample {index}", vocab_size) for index in range(len(documents))
+    ]
+
+
+def _without(special: list[int], document: Document) -> Document:
+    """The eos after an answer is no part of it: a model that was never trained to end there is not wrong."""
+    labels = np.where(np.isin(document.labels, special), IGNORE, document.labels)
+    return Document(input_ids=document.input_ids, labels=labels, types=document.types)
 
 
 def as_sample(document: Document, where: str, vocab_size: int) -> Sample:
+    """What comes after the last labelled token is left out: it tells nothing, and its gradients are zero.
+
+    Raises:
+        ValueError: where nothing is labelled, or a token is none of the model's.
+    """
     ids, labels = document.input_ids, document.labels
     rows = np.flatnonzero(labels[1:] != IGNORE)
     if len(rows) == 0:
@@ -79,7 +93,8 @@ def as_sample(document: Document, where: str, vocab_size: int) -> Sample:
         if len(outside):
             raise ValueError(f"{where}: {name}: {outside[0]} is outside the model's vocabulary of {vocab_size}")
     types = np.zeros(len(ids), dtype=np.int64) if document.types is None else document.types.astype(np.int64)
-    return Sample(where=where, input_ids=ids[:-1], types=types[:-1], rows=rows, answer=labels[rows + 1])
+    fed = slice(rows[-1] + 1)
+    return Sample(where=where, input_ids=ids[fed], types=types[fed], rows=rows, answer=labels[rows + 1])
 
 
 def _read(path: Path, count: int, tokenizer: PreTrainedTokenizerFast | None, vocab_size: int) -> list[Sample]:

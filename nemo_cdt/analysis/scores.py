@@ -84,7 +84,8 @@ def gradient(observations: Sequence[Observation]) -> Result:
             "each other."
         ),
     )
-    noise = estimates(groups(observations), noise_by_type)
+    by_group = groups(observations)
+    noise = estimates(by_group, noise_by_type)
     base = estimate([float(is_noise(one).mean()) for one in observations])
     result.tables.append(
         type_table(
@@ -106,7 +107,11 @@ def gradient(observations: Sequence[Observation]) -> Result:
         "noise": as_json(noise),
         "noise_base_rate": base.json(),
         "correlation": {
-            name: {"pearson": one.json(), "spearman": other.json()} for name, (one, other) in agreement.items()
+            group: {
+                name: {"pearson": one.json(), "spearman": other.json()}
+                for name, (one, other) in correlations(members).items()
+            }
+            for group, members in by_group.items()
         },
     }
     return result
@@ -141,8 +146,8 @@ def _score(observations: Sequence[Observation], by_type: ByType, *, name: str, t
         title=title,
         explanation=explanation,
         headline=[
-            (f"{100 * critical[0].mean:.0f} %", f"share of {name} of a supporting token (25 % if blind)"),
-            (f"{100 * critical[1].mean:.0f} %", f"share of {name} of an interference token"),
+            (critical[0].percent(), f"share of {name} of a supporting token (25 % if blind)"),
+            (critical[1].percent(), f"share of {name} of an interference token"),
         ],
         tables=[
             type_table(

@@ -11,21 +11,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nemo_cdt.analysis.measures import Measure
 from nemo_cdt.config import Accelerator, Precision
 from nemo_cdt.enums import StrEnum
 from nemo_cdt.overrides import explain
-
-
-class Measure(StrEnum):
-    ig = "ig"
-    fr = "fr"
-    gradient = "gradient"
-    longppl = "longppl"
-    detection = "detection"
-    denoise = "denoise"
-    em = "em"
-    attention_map = "attention_map"
-    significance = "significance"
 
 
 class Source(StrEnum):
@@ -103,7 +92,7 @@ class Settings:
     attention_map: AttentionMap = field(default_factory=AttentionMap)
 
 
-def read(measure: str, arguments: Sequence[str]) -> Settings:
+def read(measure: Measure, arguments: Sequence[str]) -> Settings:
     """Overrides in Hydra's grammar; ``data=NAME`` is short for ``data.name=NAME``.
 
     Raises:
@@ -119,7 +108,7 @@ def read(measure: str, arguments: Sequence[str]) -> Settings:
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(explain(error, Settings())) from error
     checked = cast(Settings, settings)
-    for mistake in _mistakes(Measure(measure), checked):
+    for mistake in _mistakes(measure, checked):
         raise ValueError(mistake)
     return checked
 
