@@ -23,6 +23,9 @@ NAME = "nemo_cdt_watched"
 CHUNK = 1 << 26
 """Elements of attention rows that are in memory at a time: 256 MiB in fp32, of each of the few tensors made of them."""
 
+BLOCK = 1024
+"""Queries that attend together in a window shorter than that."""
+
 IRRELEVANT = {
     "cache_position",
     "num_items_in_batch",
@@ -113,10 +116,10 @@ def _fused(device: torch.device) -> AbstractContextManager:
 
 
 def _attend_in_windows(query_BHND: Tensor, key_BHND: Tensor, value_BHND: Tensor, scaling: float, window: int) -> Tensor:
-    """As many queries at a time as a window is long, so that a mask has at most 2 ``window`` ** 2 elements."""
-    parts = []
-    for start in range(0, query_BHND.shape[2], window):
-        part = slice(start, min(start + window, query_BHND.shape[2]))
+    """Some queries at a time, each part with a mask of its own: at most twice its length squared."""
+    parts, size = [], max(window, BLOCK)
+    for start in range(0, query_BHND.shape[2], size):
+        part = slice(start, min(start + size, query_BHND.shape[2]))
         seen = slice(max(0, start - window + 1), part.stop)
         rows, columns = (torch.arange(s.start, s.stop, device=query_BHND.device) for s in (part, seen))
         parts.append(

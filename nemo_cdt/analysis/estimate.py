@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-RESAMPLES, SEED = 2000, 0
+RESAMPLES, SEED, CHUNK = 2000, 0, 1 << 22
 
 
 @dataclass(kw_only=True, slots=True)
@@ -46,7 +46,9 @@ def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
 def bootstrap(values: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
     """The percentile interval of the mean, 95 %."""
     rng = np.random.default_rng(seed)
-    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)]
+    size = max(1, CHUNK // len(values))  # resamples at a time
+    parts = [min(size, resamples - done) for done in range(0, resamples, size)]
+    means = np.concatenate([values[rng.integers(len(values), size=(part, len(values)))].mean(axis=1) for part in parts])
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 

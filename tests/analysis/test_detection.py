@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import precision_score, recall_score, roc_auc_score
+
+from nemo_cdt.analysis import estimate as estimates
+from nemo_cdt.analysis.detection import detected
+from nemo_cdt.analysis.estimate import auc, bootstrap, estimate, pearson, spearman
+from nemo_cdt.data.documents import TokenType
+
+RNG = np.random.default_rng(0)
+TYPES = RNG.integers(6, size=300)
+SCORE = np.round(RNG.gamma(1.0, size=300) + 0.3 * (TYPES == TokenType.supporting), 1)  # rounded, so that some tie
+CRITICAL = (TYPES == TokenType.supporting) | (TYPES == TokenType.interference)
+CONTEXT = TYPES < TokenType.question
+
+
+def test_quality_is_that_of_another_implementation():
+    found = detected(SCORE, TYPES, 30)
+    chosen = SCORE >= SCORE.mean()
+
+    assert found.precision == pytest.approx(precision_score(CRITICAL[CONTEXT], chosen[CONTEXT]))
+    assert found.recall == pytest.approx(recall_score(CRITICAL[CONTEXT], chosen[CONTEXT]))
+    assert found.auc == pytest.approx(roc_auc_score(CRITICAL[CONTEXT], SCORE[CONTEXT]))
+
+
+def test_the_top_is_chosen_from_the_context_alone():
+    score = np.arange(300.0)
+    found = detected(score, TYPES, 30)
+    top = [type for type in TYPES[::-1] if type < TokenType.question][:30]
+
+    assert found.top == {type: pytest.approx(top.count(type) / 30) for type in found.top}
+    assert sum(found.top.values()) == pytest.approx(1)
+
+
+def test_a_method_may_name_its_tokens_itself():
+    key = np.zeros(300, dtype=bool)
+    key[np.flatnonzero(TYPES == TokenType.supporting)[:4]] = True
+    key[np.flatnonzero(TYPES == TokenType.question)[0]] = True  # no context, so it counts nowhere
+    found = detected(SCORE, TYPES, 30, key)
+
+    assert found.precision == 1
+    assert found.recall == pytest.approx(4 / CRITICAL.sum())
+    assert found.top[TokenType.supporting] == 1
+
+
+def test_nothing_detected_has_no_precision():
+    found = detected(SCORE, TYPES, 30, np.zeros(300, dtype=bool))
+
+    assert np.isnan(found.precision)
+    assert found.recall == 0
+
+
+def test_a_ranking_of_one_kind_has_no_auc():
+    assert np.isnan(auc(SCORE, np.ones(300, bool)))
+
+
+def test_correlations_are_those_of_scipy():
+    other = SCORE + RNG.normal(size=300)
+
+    assert pearson(SCORE, other) == pytest.approx(stats.pearsonr(SCORE, other).statistic)
+    assert spearman(SCORE, other) == pytest.approx(stats.spearmanr(SCORE, other).statistic)
+    assert np.isnan(pearson(SCORE, np.ones(300)))
+    assert np.isnan(spearman(SCORE[:2], other[:2]))
+
+
+def test_an_interval_covers_the_mean_of_what_is_known():
+    found = estimate([1.0, 2.0, np.nan, 6.0])
+
+    assert (found.mean, found.count) == (3.0, 3)
+    assert 1.0 <= found.low < 3.0 < found.high <= 6.0
+    assert str(estimate([np.nan])) == "—"
+    assert str(estimate([2.0])) == "2"
+
+
+def test_a_bootstrap_is_close_to_the_normal_interval_and_needs_no_whole_table(monkeypatch):
+    values = RNG.normal(size=400)
+    low, high = bootstrap(values, 4000, 0)
+    expected = values.mean() + 1.96 * values.std() / 20 * np.array([-1, 1])
+    np.testing.assert_allclose([low, high], expected, atol=0.01)
+
+    monkeypatch.setattr(estimates, "CHUNK", 1000)
+    np.testing.assert_allclose(bootstrap(values, 4000, 0), [low, high])
