@@ -64,7 +64,7 @@ def watched_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    scaling: float,
+    scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
     watch: Watch | None = None,
@@ -76,9 +76,11 @@ def watched_attention(
         ValueError: for a kind of attention that this is not.
     """
     unknown = sorted(name for name, value in others.items() if value is not None and name not in IRRELEVANT)
-    if attention_mask is not None or unknown or not getattr(module, "is_causal", True):
-        what = unknown[0] if unknown else "attention_mask" if attention_mask is not None else "is_causal=False"
-        raise ValueError(f"{type(module).__name__} attends with {what}, which analyses do not know: {KNOWN}")
+    unknown += [
+        name for name, wrong in (("attention_mask", attention_mask is not None), ("no scaling", not scaling)) if wrong
+    ]
+    if unknown or scaling is None:
+        raise ValueError(f"{type(module).__name__} attends with {unknown[0]}, which analyses do not know: {KNOWN}")
     output_BHND = _attend(query, key, value, scaling, sliding_window)
     if watch is not None:
         layer = int(module.layer_idx)  # type: ignore[arg-type]

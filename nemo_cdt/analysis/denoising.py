@@ -136,7 +136,7 @@ def _settings(precision: Precision, settings: Denoise) -> list[Setting]:
 
 def _changed(embedding_ND: Tensor, shift_ND: Tensor) -> float:
     moved_ND = embedding_ND + shift_ND.to(embedding_ND.dtype)
-    return float((moved_ND != embedding_ND).float().mean())
+    return float((moved_ND != embedding_ND).double().mean())
 
 
 def _effect(setting: Setting, stage: str, one: Observation, changed: float, updated: float = 0.0) -> Effect:

@@ -16,6 +16,7 @@ from nemo_cdt.analysis.groups import as_json, estimates, groups, mean_by_type, t
 from nemo_cdt.analysis.observe import Observation, shown
 from nemo_cdt.analysis.result import Result
 from nemo_cdt.analysis.samples import Sample
+from nemo_cdt.analysis.scores import bars
 from nemo_cdt.analysis.settings import LongPPL
 from nemo_cdt.analysis.subject import Subject
 
@@ -83,6 +84,14 @@ def longppl(subject: Subject, observations: Sequence[Observation], settings: Lon
         tables=[
             type_table("Share of key tokens", f"The base rate, over all tokens, is {base}.", key),
             type_table("What the long context adds", "Log-probability with it, less without it, nats.", gain),
+        ],
+        drawings=[
+            bars(
+                "longppl_by_type",
+                "Share of key tokens, answers right and wrong",
+                f"How many tokens of a type are key; {base.percent()} of all tokens are. Thin lines: 95 % intervals.",
+                key,
+            )
         ],
         numbers={
             "key": as_json(key),

@@ -29,10 +29,10 @@ class Subject:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
         layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
-        if len(layers) != self.layers:
+        if len(layers) != self.layers or not model._supports_attention_backend:
             raise ValueError(f"{type(model).__name__} is not a stack of plain decoder layers; {attention.KNOWN}")
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
         for layer in layers:
             layer.training = True  # transformers recomputes only what trains; what is inside stays without dropout
 

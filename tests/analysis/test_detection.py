@@ -9,25 +9,25 @@ from nemo_cdt.analysis.estimate import auc, bootstrap, estimate, pearson, spearm
 from nemo_cdt.data.documents import TokenType
 
 RNG = np.random.default_rng(0)
-TYPES = RNG.integers(6, size=300)
-SCORE = np.round(RNG.gamma(1.0, size=300) + 0.3 * (TYPES == TokenType.supporting), 1)  # rounded, so that some tie
-CRITICAL = (TYPES == TokenType.supporting) | (TYPES == TokenType.interference)
-CONTEXT = TYPES < TokenType.question
+types = RNG.integers(6, size=300)
+scores = np.round(RNG.gamma(1.0, size=300) + 0.3 * (types == TokenType.supporting), 1)  # rounded, so that some tie
+critical = (types == TokenType.supporting) | (types == TokenType.interference)
+context = types < TokenType.question
 
 
 def test_quality_is_that_of_another_implementation():
-    found = detected(SCORE, TYPES, 30)
-    chosen = SCORE >= SCORE.mean()
+    found = detected(scores, types, 30)
+    chosen = scores >= scores.mean()
 
-    assert found.precision == pytest.approx(precision_score(CRITICAL[CONTEXT], chosen[CONTEXT]))
-    assert found.recall == pytest.approx(recall_score(CRITICAL[CONTEXT], chosen[CONTEXT]))
-    assert found.auc == pytest.approx(roc_auc_score(CRITICAL[CONTEXT], SCORE[CONTEXT]))
+    assert found.precision == pytest.approx(precision_score(critical[context], chosen[context]))
+    assert found.recall == pytest.approx(recall_score(critical[context], chosen[context]))
+    assert found.auc == pytest.approx(roc_auc_score(critical[context], scores[context]))
 
 
 def test_the_top_is_chosen_from_the_context_alone():
     score = np.arange(300.0)
-    found = detected(score, TYPES, 30)
-    top = [type for type in TYPES[::-1] if type < TokenType.question][:30]
+    found = detected(score, types, 30)
+    top = [type for type in types[::-1] if type < TokenType.question][:30]
 
     assert found.top == {type: pytest.approx(top.count(type) / 30) for type in found.top}
     assert sum(found.top.values()) == pytest.approx(1)
@@ -35,33 +35,33 @@ def test_the_top_is_chosen_from_the_context_alone():
 
 def test_a_method_may_name_its_tokens_itself():
     key = np.zeros(300, dtype=bool)
-    key[np.flatnonzero(TYPES == TokenType.supporting)[:4]] = True
-    key[np.flatnonzero(TYPES == TokenType.question)[0]] = True  # no context, so it counts nowhere
-    found = detected(SCORE, TYPES, 30, key)
+    key[np.flatnonzero(types == TokenType.supporting)[:4]] = True
+    key[np.flatnonzero(types == TokenType.question)[0]] = True  # no context, so it counts nowhere
+    found = detected(scores, types, 30, key)
 
     assert found.precision == 1
-    assert found.recall == pytest.approx(4 / CRITICAL.sum())
+    assert found.recall == pytest.approx(4 / critical.sum())
     assert found.top[TokenType.supporting] == 1
 
 
 def test_nothing_detected_has_no_precision():
-    found = detected(SCORE, TYPES, 30, np.zeros(300, dtype=bool))
+    found = detected(scores, types, 30, np.zeros(300, dtype=bool))
 
     assert np.isnan(found.precision)
     assert found.recall == 0
 
 
 def test_a_ranking_of_one_kind_has_no_auc():
-    assert np.isnan(auc(SCORE, np.ones(300, bool)))
+    assert np.isnan(auc(scores, np.ones(300, bool)))
 
 
 def test_correlations_are_those_of_scipy():
-    other = SCORE + RNG.normal(size=300)
+    other = scores + RNG.normal(size=300)
 
-    assert pearson(SCORE, other) == pytest.approx(stats.pearsonr(SCORE, other).statistic)
-    assert spearman(SCORE, other) == pytest.approx(stats.spearmanr(SCORE, other).statistic)
-    assert np.isnan(pearson(SCORE, np.ones(300)))
-    assert np.isnan(spearman(SCORE[:2], other[:2]))
+    assert pearson(scores, other) == pytest.approx(stats.pearsonr(scores, other).statistic)
+    assert spearman(scores, other) == pytest.approx(stats.spearmanr(scores, other).statistic)
+    assert np.isnan(pearson(scores, np.ones(300)))
+    assert np.isnan(spearman(scores[:2], other[:2]))
 
 
 def test_an_interval_covers_the_mean_of_what_is_known():

@@ -9,7 +9,7 @@ from nemo_cdt.analysis.samples import Sample
 from nemo_cdt.analysis.settings import LongPPL
 from tests.analysis.models import VOCABULARY, eager, watched
 
-TOKENS = 40
+TOKENS = 30
 
 
 def sample() -> Sample:

@@ -1,0 +1,160 @@
+"""``nemo-cdt analyze`` end to end, on a tiny model of bytes that is made here."""
+
+import json
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from nemo_cdt.analysis import subject
+from nemo_cdt.analysis.measures import Measure
+from nemo_cdt.cli import main
+from nemo_cdt.data.tokenizer import byte_tokenizer
+
+SIZES = {
+    "vocab_size": 262,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+}
+DATA = ["data=multihop", "data.samples=2", "data.seq_length=900"]
+EXTRA = {
+    "longppl": ["longppl.context=600", "longppl.window=128", "longppl.alpha=-9", "longppl.beta=-99"],
+    "detection": ["longppl.context=600", "longppl.window=128", "longppl.alpha=-9", "longppl.beta=-99"],
+    "denoise": ["denoise.strengths=[1e-3]", "denoise.rhos=[0.1]", "denoise.optimizer=sgd"],
+    "attention_map": ["compare=after", "attention_map.chunks=12"],
+    "em": ["model=run"],
+    "significance": ["predictions=ours.jsonl", "baseline=theirs.jsonl"],
+}
+PICTURES = {
+    "ig": {"ig_by_type", "ig_by_layer"},
+    "fr": {"fr_by_type"},
+    "gradient": {"gradient_by_type", "gradient_and_ig"},
+    "longppl": {"longppl_by_type"},
+    "detection": {"detection"},
+    "denoise": {"denoised_gradient", "denoised_relative", "trained_gradient", "trained_relative"},
+    "em": {"auc", "attention_share", "ig_share"},
+    "attention_map": {"map_before", "map_after"},
+    "significance": {"differences"},
+}
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str):
+        super().__init__()
+        self.text, self.links = "", []
+        self.feed(text)
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag, attributes):
+        self.links += [value for name, value in attributes if name in ("src", "href")]
+
+    def handle_data(self, data):
+        self.text += f" {data}"
+
+
+def save(folder, seed: int) -> None:
+    torch.manual_seed(seed)
+    LlamaForCausalLM(LlamaConfig(**SIZES)).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """``model`` and ``after``: Hugging Face folders.  ``run``: two checkpoints, which convert to those two."""
+    folder = tmp_path_factory.mktemp("models")
+    save(folder / "model", 0)
+    save(folder / "after", 1)
+    for name, step in (("model", 3), ("after", 12)):
+        shutil.copytree(folder / name, folder / f"run/checkpoints/step={step}/weights")
+    for name, score in (("ours", 1.0), ("theirs", 0.5)):
+        rows = [json.dumps({"id": index, "score": score * (index % 3)}) for index in range(12)]
+        (folder / f"{name}.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+@pytest.fixture
+def here(models, monkeypatch, tmp_path):
+    monkeypatch.chdir(models)
+    # Checkpoints are Hugging Face folders already here; conversion is tested in tests/nemo/test_convert.py.
+    monkeypatch.setattr(
+        subject, "CONVERT", "import sys, shutil; shutil.copytree(sys.argv[1] + '/weights', sys.argv[2])"
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize("measure", Measure)
+def test_a_measure_writes_numbers_pictures_and_a_page(here, measure, capsys):
+    overrides = ["model=model", *DATA, *EXTRA.get(measure, []), f"output={here / 'out'}"]
+    assert main(["analyze", measure, *overrides]) == 0
+
+    out, page = here / "out", Page((here / "out/report.html").read_text())
+    result = json.loads((out / "result.json").read_text())
+    command = f"nemo-cdt analyze {measure} model=model"
+    assert capsys.readouterr().out == f"{out / 'report.html'}\n"
+    assert {path.stem for path in out.glob("*.png")} == PICTURES[measure]
+    assert len(page.links) == len(PICTURES[measure])
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert command in page.text
+    assert result["command"].startswith(command)
+    assert result["numbers"]
+    assert "nan" not in page.text.replace("nanosecond", "")
+    if measure is not Measure.significance:
+        assert "token type what it is tokens of a sample share of the context" in page.text
+        assert [sample["sample"] for sample in result["samples"]] == ["sample 0", "sample 1"]
+
+
+def test_checkpoints_are_in_the_order_of_their_steps(here):
+    main(["analyze", "em", "model=run", *DATA, f"output={here / 'out'}"])
+    found = json.loads((here / "out/result.json").read_text())["numbers"]["checkpoints"]
+
+    assert [one["step"] for one in found] == [3, 12]
+    assert found[0]["loss"] != found[1]["loss"]
+
+
+def test_progress_is_told_and_settings_are_kept(here, capsys):
+    main(["analyze", "ig", "model=model", *DATA, "top_k=7", "dtype=bf16", f"output={here / 'out'}"])
+    result = json.loads((here / "out/result.json").read_text())
+
+    assert "samples: 1 of 2\nsamples: 2 of 2\n" in capsys.readouterr().err
+    assert (result["settings"]["top_k"], result["settings"]["dtype"]) == (7, "bf16")
+    assert "CPU, bf16" in result["facts"]["Device"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["data.seq_length=50"], "data.seq_length=50 is too short for the facts: set at least"),
+        (["model=run/checkpoints"], "model=run/checkpoints is no Hugging Face folder"),
+        (["data=jsonl", "data.path=ours.jsonl"], "ours.jsonl:1: has ['id', 'score']; a sample has 'text',"),
+        (["tokenizer=nowhere"], "model.tokenizer=nowhere: no such folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(here, capsys, overrides, expected):
+    with pytest.raises(SystemExit) as exit:
+        main(["analyze", "ig", "model=model", *DATA, *overrides, f"output={here / 'out'}"])
+
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {expected}")
+    assert list(here.iterdir()) == []
+
+
+def test_a_sequence_that_does_not_fit_is_one_line_before_the_weights_are_read(here, capsys, monkeypatch):
+    monkeypatch.setattr("nemo_cdt.analysis.memory.free_bytes", lambda device: 1_000_000)
+    with pytest.raises(SystemExit):
+        main(["analyze", "ig", "model=model", *DATA, f"output={here / 'out'}"])
+
+    assert "tokens, which need about 0.0 GiB, and 0.0 are free: at most" in capsys.readouterr().err
+
+
+def test_models_of_other_shapes_are_not_compared(here, models, capsys):
+    LlamaForCausalLM(LlamaConfig(**SIZES | {"num_hidden_layers": 3})).save_pretrained(here / "deeper")
+    with pytest.raises(SystemExit):
+        main(["analyze", "attention_map", "model=model", f"compare={here / 'deeper'}", *DATA, f"output={here / 'out'}"])
+
+    assert "deeper has other layers or another vocabulary than model=model" in capsys.readouterr().err

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+import torch
+
+from nemo_cdt.analysis import attention
+from nemo_cdt.analysis.attention_map import choose_layer, chunk_of, layer_map
+from nemo_cdt.analysis.settings import AttentionMap
+from tests.analysis.models import eager, watched
+from tests.analysis.test_flow import TOKENS, sample
+
+LAYER, CHUNKS = 1, 7
+
+
+def expected_of(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(map, attention of the answer's rows) from whole matrices."""
+    with torch.no_grad():
+        out = eager(name)(input_ids=torch.as_tensor(sample().input_ids)[None], output_attentions=True)
+    mean_NN = out.attentions[LAYER][0].mean(0).double().numpy()
+    parts = [np.flatnonzero(np.arange(TOKENS) * CHUNKS // TOKENS == chunk) for chunk in range(CHUNKS)]
+    map_CC = np.array([[mean_NN[np.ix_(rows, columns)].sum() / len(rows) for columns in parts] for rows in parts])
+    return map_CC, mean_NN[sample().rows].mean(0)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+@pytest.mark.parametrize("chunk", [attention.CHUNK, 5 * TOKENS])
+def test_a_map_is_that_of_the_whole_matrix(monkeypatch, name, chunk):
+    monkeypatch.setattr(attention, "CHUNK", chunk)
+    found = layer_map(watched(name), sample(), LAYER, CHUNKS)
+    map_CC, answer_N = expected_of(name)
+
+    np.testing.assert_allclose(found.map_CC.numpy(), map_CC, atol=1e-6)
+    np.testing.assert_allclose(found.answer_N.numpy(), answer_N, atol=1e-6)
+    np.testing.assert_allclose(found.map_CC.sum(1).numpy(), 1, atol=1e-6)
+
+
+def test_another_layer_is_noticed():
+    map_CC, _ = expected_of("llama")
+
+    assert np.abs(layer_map(watched("llama"), sample(), LAYER + 1, CHUNKS).map_CC.numpy() - map_CC).max() > 1e-2
+
+
+def test_chunks_differ_by_one_token_at_most():
+    sizes = torch.bincount(chunk_of(100, 46))
+
+    assert (len(sizes), int(sizes.sum())) == (46, 100)
+    assert int(sizes.max() - sizes.min()) <= 1
+
+
+def test_the_layer_is_the_papers_unless_named():
+    assert choose_layer(AttentionMap(), 32) == 24
+    assert choose_layer(AttentionMap(layer=0), 32) == 0
+    with pytest.raises(ValueError, match=r"attention_map\.layer=32: the model has layers 0 to 31"):
+        choose_layer(AttentionMap(layer=32), 32)
+
+
+def test_a_sample_shorter_than_the_map_is_one_line():
+    with pytest.raises(
+        ValueError, match=r"the sample has 40 tokens: set attention_map\.chunks to that or less, not 41"
+    ):
+        layer_map(watched("llama"), sample(), LAYER, TOKENS + 1)
