@@ -209,6 +209,7 @@ class Trainer:
     seed: int = 42
     val_interval: int = 0  # steps between validations; 0: never
     checkpoint_interval: int = 0  # steps between checkpoints; 0: only at the end
+    checkpoints_kept: int = 2  # how many of the newest stay, beside the best; 0: all, as `nemo-cdt analyze em` wants
     profile: bool = False  # trace the PROFILED_STEP-th step, in OUTPUT/profile
 
     @property

@@ -23,6 +23,7 @@ MAY_CHANGE = {
     "objective.detection_recompute",
     "trainer.val_interval",
     "trainer.checkpoint_interval",
+    "trainer.checkpoints_kept",
     "trainer.profile",
 }
 """And all of the groups ``parallel``, ``launcher`` and ``export``. The rest decides what is learned."""

@@ -41,6 +41,7 @@ MAY_BE_ZERO = {
     "trainer.seed",
     "trainer.val_interval",
     "trainer.checkpoint_interval",
+    "trainer.checkpoints_kept",
     "trainer.offload_activations",
     "optim.offload",
     "optim.min_lr",

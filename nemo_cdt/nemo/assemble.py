@@ -281,5 +281,5 @@ def _logger(config: Config, output: Path, done: int) -> nl.NeMoLogger:
         explicit_log_dir=str(output),
         tensorboard=TensorBoardLogger(save_dir="tensorboard", name="", purge_step=done if config.resume else None),
         extra_loggers=[metrics],
-        ckpt=Checkpoints(output / "checkpoints", config.trainer.checkpoint_interval),
+        ckpt=Checkpoints(output / "checkpoints", config.trainer.checkpoint_interval, config.trainer.checkpoints_kept),
     )

@@ -23,9 +23,6 @@ from nemo_cdt.ending import end_with_parent
 from nemo_cdt.nemo import randomness
 from nemo_cdt.nemo.checkpoints import finished_checkpoints, step_of
 
-KEPT = 2
-"""The newest ones that are kept, beside the best."""
-
 
 class TrainingLoop(NoValOnRestartTrainingLoop):
     """Saves between two steps, when all of a step is done: its validation and its row in ``metrics.jsonl`` too.
@@ -57,13 +54,13 @@ class TrainingLoop(NoValOnRestartTrainingLoop):
 
 
 class Checkpoints(nl.ModelCheckpoint):
-    """Saves every ``interval`` steps, after the last and when preempted; keeps the newest and the one with the lowest
-    validation loss of those that were validated when they were saved.
+    """Saves every ``interval`` steps, after the last and when preempted; keeps the ``kept`` newest (0: all) and the one
+    with the lowest validation loss of those that were validated when they were saved.
 
     NeMo's callback writes, marks what is unfinished and removes. Its own triggers are off: :class:`TrainingLoop` calls.
     """
 
-    def __init__(self, folder: Path, interval: int) -> None:
+    def __init__(self, folder: Path, interval: int, kept: int) -> None:
         super().__init__(
             dirpath=folder,
             filename="step={step}",
@@ -78,6 +75,7 @@ class Checkpoints(nl.ModelCheckpoint):
         )
         self.folder = folder
         self.interval = interval
+        self.kept = kept
         self.val_losses: dict[int, float] = {}
         self._random: dict[str, Any] | None = None
 
@@ -131,7 +129,7 @@ class Checkpoints(nl.ModelCheckpoint):
             _link(self.folder / "last", finished[-1])
             if best:
                 _link(self.folder / "best", best)
-        for checkpoint in finished[:-KEPT]:
+        for checkpoint in finished[: -self.kept]:  # none where it is 0
             if checkpoint != best:
                 self._remove_checkpoint(trainer, str(checkpoint))
 

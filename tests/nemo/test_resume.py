@@ -46,7 +46,9 @@ def constant(folder: Path, documents: Path, **changes: Any) -> Config:
 @pytest.fixture(scope="module")
 def one_process(documents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("one_process") / "run"
-    train(constant(folder, documents))
+    config = constant(folder, documents)
+    config.trainer.checkpoints_kept = 0
+    train(config)
     return folder
 
 
@@ -67,6 +69,10 @@ def test_the_newest_two_are_kept_and_the_links_name_the_last_and_the_best(uninte
     assert checkpoints(uninterrupted) == {"step=4", "step=6", "last", "best"}
     assert os.readlink(uninterrupted / "checkpoints/last") == "step=6"
     assert os.readlink(uninterrupted / "checkpoints/best") == "step=6"
+
+
+def test_all_checkpoints_are_kept_where_asked(one_process: Path) -> None:
+    assert checkpoints(one_process) == {"step=2", "step=4", "step=6", "last", "best"}
 
 
 def test_the_best_is_kept_though_it_is_old(documents: Path, tmp_path: Path) -> None:
