@@ -44,7 +44,7 @@ def test_a_run_composes_and_is_valid(command, tmp_path, monkeypatch):
 
 def test_the_runs_are_some_of_each_kind():
     assert len(RUNS) >= 5
-    assert VERBS == ["cancel", "convert", "doctor", "logs", "plan", "report", "status"]
+    assert VERBS == ["analyze", "cancel", "convert", "doctor", "logs", "plan", "report", "status"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -25,7 +25,8 @@ PLOTTED = 2000
 """Tokens of a type in a scatter plot at most."""
 
 SHARE = (
-    "The four types' scores of a token, divided by their sum: 25 % each if the model did not care what a token is. "
+    "The four types' scores of a token, divided by their sum: 25 % each, the grey line, if the model did not care what "
+    "a token is. "
     "Thin lines: 95 % bootstrap intervals over samples."
 )
 
@@ -155,13 +156,15 @@ def _score(observations: Sequence[Observation], by_type: ByType, *, name: str, t
             ),
             type_table("Shares", SHARE, share),
         ],
-        drawings=[bars(f"{name}_by_type", f"Share of {name}, answers right and wrong", SHARE, share)],
+        drawings=[bars(f"{name}_by_type", f"Share of {name}, answers right and wrong", SHARE, share, blind=25)],
         numbers={"score": as_json(raw), "share": as_json(share)},
     )
 
 
-def bars(name: str, title: str, caption: str, found: dict[str, dict[TokenType, Estimate]]) -> Drawing:
-    """Grouped by right and wrong answers; groups without a sample are left out."""
+def bars(
+    name: str, title: str, caption: str, found: dict[str, dict[TokenType, Estimate]], blind: float | None = None
+) -> Drawing:
+    """Grouped by right and wrong answers; groups without a sample are left out. blind: where a grey line is drawn."""
     figure, drawn = axes("", "share (%)")
     present = [group for group, by_type in found.items() if any(one.count for one in by_type.values())]
     for index, type in enumerate(CONTEXT):
@@ -177,6 +180,8 @@ def bars(name: str, title: str, caption: str, found: dict[str, dict[TokenType, E
             label=TYPE_NAMES[type],
             error_kw={"elinewidth": 0.8},
         )
+    if blind is not None:
+        drawn.axhline(blind, color="#555555", linewidth=0.8)
     counts = {group: max(one.count for one in found[group].values()) for group in present}
     labels = [f"{'all' if group == 'all' else f'{group} answers'} ({counts[group]})" for group in present]
     drawn.set_xticks(np.arange(len(present)), labels)

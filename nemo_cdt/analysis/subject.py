@@ -138,9 +138,12 @@ def load(folder: Path, config: PretrainedConfig, precision: Precision, device: t
 
 def read_tokenizer(folder: Path, name: str | None) -> PreTrainedTokenizerFast | None:
     """The one that is named, else the model's own, else None."""
-    if name is not None:
-        return load_tokenizer(name)
-    return load_tokenizer(str(folder)) if (folder / "tokenizer_config.json").is_file() else None
+    if name is None and not (folder / "tokenizer_config.json").is_file():
+        return None
+    try:
+        return load_tokenizer(name or str(folder))
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix("model.")) from error  # here the key is tokenizer
 
 
 @contextmanager

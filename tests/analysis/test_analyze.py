@@ -132,7 +132,7 @@ def test_progress_is_told_and_settings_are_kept(here, capsys):
         (["data.seq_length=50"], "data.seq_length=50 is too short for the facts: set at least"),
         (["model=run/checkpoints"], "model=run/checkpoints is no Hugging Face folder"),
         (["data=jsonl", "data.path=ours.jsonl"], "ours.jsonl:1: has ['id', 'score']; a sample has 'text',"),
-        (["tokenizer=nowhere"], "model.tokenizer=nowhere: no such folder"),
+        (["tokenizer=nowhere"], "tokenizer=nowhere: no such folder"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(here, capsys, overrides, expected):
