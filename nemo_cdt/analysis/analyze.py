@@ -75,10 +75,11 @@ def _run(measure: Measure, settings: Settings) -> tuple[Result, page.Facts]:
         prepared = prepare(folder, settings, measure)
         if measure is Measure.denoise:
             result = denoise(prepared.load, prepared.samples, settings.denoise, settings.top_k)
-            return result, page.facts(settings, prepared.config, prepared.device, prepared.samples, None)
-        subject = prepared.load(settings.dtype)
+            dtypes = settings.denoise.dtypes
+            return result, page.facts(settings, prepared.config, prepared.device, prepared.samples, None, dtypes)
         if measure is Measure.attention_map:
-            return _attention_map(subject, prepared, settings)
+            return _attention_map(prepared, settings)
+        subject = prepared.load(settings.dtype)
         observations = observe_all(subject, prepared.samples, settings.top_k)
         result = _measured(measure, subject, observations, settings)
     return result, page.facts(settings, prepared.config, prepared.device, prepared.samples, observations)
@@ -124,19 +125,20 @@ def _detection(subject: Subject, found: list[Observation], settings: Settings) -
     return detection(found, keys, settings.top_k)
 
 
-def _attention_map(subject: Subject, before: Prepared, settings: Settings) -> tuple[Result, page.Facts]:
-    layer = choose_layer(settings.attention_map, subject.layers)
+def _attention_map(before: Prepared, settings: Settings) -> tuple[Result, page.Facts]:
+    """One model is in memory at a time."""
     assert settings.compare is not None
-    first = maps(subject, before.samples, layer, settings.attention_map.chunks)
+    layer, chunks = choose_layer(settings.attention_map, before.config.num_hidden_layers), settings.attention_map.chunks
     with opened(Path(settings.compare)) as folder:
         config = read_config(folder)
-        if config.num_hidden_layers != subject.layers or config.vocab_size != before.config.vocab_size:
+        if any(getattr(config, key) != getattr(before.config, key) for key in ("num_hidden_layers", "vocab_size")):
             raise ValueError(
                 f"compare={settings.compare} has other layers or another vocabulary than model={settings.model}"
             )
-        del subject
-        second = maps(load(folder, config, settings.dtype, before.device), before.samples, layer, len(first.map_CC))
-    return attention_map(first, second, layer), page.facts(settings, before.config, before.device, before.samples, None)
+        first = maps(before.load(settings.dtype), before.samples, layer, chunks)
+        second = maps(load(folder, config, settings.dtype, before.device), before.samples, layer, chunks)
+    facts = page.facts(settings, before.config, before.device, before.samples, None)
+    return attention_map(first, second, layer), facts
 
 
 def _em(run: Path, settings: Settings) -> tuple[Result, page.Facts]:

@@ -76,13 +76,16 @@ def watched_attention(
         ValueError: for a kind of attention that this is not.
     """
     unknown = sorted(name for name, value in others.items() if value is not None and name not in IRRELEVANT)
-    unknown += [
-        name for name, wrong in (("attention_mask", attention_mask is not None), ("no scaling", not scaling)) if wrong
-    ]
+    if attention_mask is not None:
+        unknown.append("attention_mask")
+    if not getattr(module, "is_causal", True):
+        unknown.append("is_causal=False")
     if unknown or scaling is None:
-        raise ValueError(f"{type(module).__name__} attends with {unknown[0]}, which analyses do not know: {KNOWN}")
+        how = ", ".join(unknown) or "a scaling of its own"
+        raise ValueError(f"{type(module).__name__} attends with {how}, which analyses do not know: {KNOWN}")
     output_BHND = _attend(query, key, value, scaling, sliding_window)
     if watch is not None:
+        assert len(query) == 1, "one sequence is watched"
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         call = Call(layer=layer, query=query[0], key=key[0], value=value[0], scaling=scaling, window=sliding_window)
         output_BHND = watch(call, output_BHND)

@@ -17,7 +17,7 @@ from nemo_cdt.data.documents import TokenType
 from nemo_cdt.report.heatmap import TYPE_NAMES
 
 ACTS = 0.01
-"""From this relative change of a type's attention on, denoising is said to act."""
+"""From this relative change on, of a type's attention, denoising is said to act, and of the loss to break it."""
 
 
 def denoise(load: Callable[[Precision], Subject], samples: Sequence[Sample], settings: Denoise, top_k: int) -> Result:
@@ -33,7 +33,10 @@ def denoise(load: Callable[[Precision], Subject], samples: Sequence[Sample], set
 
 @dataclass(kw_only=True, slots=True)
 class Summary:
-    """Means over samples. attention, ig: of each type, after over before; loss: after less before."""
+    """Means over samples. attention, ig: of each type, after over before; loss: the same of the answer's loss.
+
+    correct: share of right answers after.  changed, updated: as in :class:`~nemo_cdt.analysis.denoising.Effect`.
+    """
 
     attention: dict[TokenType, Estimate]
     ig: dict[TokenType, Estimate]
@@ -64,7 +67,7 @@ def summarise(
     return Summary(
         attention=ratios("attention"),
         ig=ratios("ig"),
-        loss=estimate([one.loss - first.loss for one, first in pairs]),
+        loss=estimate([one.loss / first.loss if first.loss > 0 else np.nan for one, first in pairs]),
         correct=estimate([float(one.correct) for one in after]),
         changed=estimate([one.changed for one in after]),
         updated=estimate([one.updated for one in after]),
@@ -78,9 +81,9 @@ def report(found: Sequence[Effect], settings: Denoise) -> Result:
             "The embeddings of noise tokens are moved against their gradient, by hand and for one sample, as Context "
             "Denoising Training does in each step; then the model reads the sample again. Two ways to set how far: "
             "Eq. 3 subtracts the gradient times lr * beta (the paper: 5e-5), and the relative normalization moves "
-            "each noise token by a share rho of its embedding's length. Attention and IG of a token of each type are "
-            "given over what "
-            "they were before: 1 is no effect. " + _NOISE[settings.noise]
+            "each noise token by a share rho of its embedding's length. Tables and "
+            "pictures say what that does to attention and IG of a token of each type, and to the loss. "
+            + _NOISE[settings.noise]
         ),
     )
     stages = [DENOISED] + ([TRAINED] if settings.optimizer is not Optimizer.none else [])
@@ -120,8 +123,14 @@ def _add(
         }
         if stage == DENOISED:
             result.headline += [
-                (_strength(begins(curve)), f"{_SYMBOL[kind]} from which it acts in {precision}"),
-                (_strength(breaks_at(curve)), f"{_SYMBOL[kind]} from which the loss rises in {precision}"),
+                (
+                    _strength(begins(curve)),
+                    f"{_SYMBOL[kind]} from which it acts in {precision} (attention to a type changes by 1 %)",
+                ),
+                (
+                    _strength(breaks_at(curve)),
+                    f"{_SYMBOL[kind]} from which it breaks in {precision} (the loss rises by 1 %)",
+                ),
             ]
     result.drawings.append(_drawing(curves, kind, stage))
 
@@ -151,8 +160,15 @@ def begins(by_strength: dict[float, Summary]) -> float | None:
 
 
 def breaks_at(by_strength: dict[float, Summary]) -> float | None:
-    """The least strength after which the loss is above what it was: past it, the gradient says nothing."""
-    return next((s for s, one in by_strength.items() if one.loss.mean > 0), None)
+    """The least strength that raises the loss by :data:`ACTS`: so far from the input the gradient says nothing."""
+    return next((s for s, one in by_strength.items() if one.loss.mean - 1 >= ACTS), None)
+
+
+def _change(ratio: Estimate) -> str:
+    if ratio.count == 0:
+        return "—"
+    mean, low, high = (100 * (value - 1) for value in (ratio.mean, ratio.low, ratio.high))
+    return f"{mean:+.2g} %" + (f" [{low:+.2g}, {high:+.2g}]" if ratio.count > 1 else "")
 
 
 def _strength(strength: float | None) -> str:
@@ -165,9 +181,9 @@ def _table(by_strength: dict[float, Summary], precision: Precision, kind: Normal
             f"{strength:g}",
             one.changed.percent(),
             *([one.updated.percent()] if stage == TRAINED else []),
-            *(str(one.attention[type]) for type in CONTEXT),
-            *(str(one.ig[type]) for type in CRITICAL),
-            str(one.loss),
+            *(_change(one.attention[type]) for type in CONTEXT),
+            *(_change(one.ig[type]) for type in CRITICAL),
+            _change(one.loss),
             one.correct.percent(),
         ]
         for strength, one in by_strength.items()
@@ -178,10 +194,10 @@ def _table(by_strength: dict[float, Summary], precision: Precision, kind: Normal
         *(["weights changed"] if stage == TRAINED else []),
         *(f"attention, {TYPE_NAMES[type]}" for type in CONTEXT),
         *(f"IG, {TYPE_NAMES[type]}" for type in CRITICAL),
-        "loss less before",
+        "loss",
         "correct",
     ]
-    caption = "Attention and IG over what they were before: 1 is no effect. Means over samples, 95 % intervals."
+    caption = "How attention and IG of a token, and the loss, changed: means over samples, 95 % intervals."
     return Table(
         title=f"{stage.capitalize()}, {kind} normalization, {precision}", caption=caption, header=header, rows=rows
     )

@@ -19,19 +19,22 @@ def parameters(config: PretrainedConfig) -> int:
         return sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
 
 
-def per_token(config: PretrainedConfig, width: int) -> int:
-    """Bytes of a fed token; ``width``: bytes of an element."""
+def per_token(config: PretrainedConfig, width: int, training: bool = False) -> int:
+    """Bytes of a fed token. width: bytes of an element.  training: weights have gradients, and need their inputs.
+
+    Of a frozen linear layer autograd keeps nothing; of the rest, what its formulas name.
+    """
     hidden, mlp = config.hidden_size, config.intermediate_size
     head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
     query, key = config.num_attention_heads * head, config.num_key_value_heads * head
     layer_inputs = config.num_hidden_layers * hidden * width
-    embedding = 3 * hidden * width  # itself, the leaf that is fed, its gradient
-    norms = 2 * hidden * (4 + 4 + width)  # each keeps two fp32 copies of its input
-    residual = 4 * hidden * width
-    # q, rotated q, output, its transpose; k, v, rotated k; K and V of every head; gradients of those two and of q
-    heads = width * (4 * query + 3 * key + 2 * query + 3 * query)
-    gated = width * 7 * mlp  # gate, up, act, product, and gradients of three
-    return layer_inputs + embedding + norms + residual + heads + gated + 16 * TYPES
+    embedding = 3 * hidden * width  # the leaf that is fed, its gradient, and that of the last layer's output
+    gated = 3 * mlp * width  # gate, its activation, up
+    heads = (4 * query + 2 * key) * width  # q, K and V of every head, the output; k and v for the watch
+    norms = 2 * hidden * 4  # each keeps its input in fp32
+    linear = (3 * hidden + query + mlp) * width if training else 0
+    backward = 3 * mlp * width + hidden * (2 * width + 3 * 4)  # gradients of the MLP, of residual and norm
+    return layer_inputs + embedding + gated + heads + norms + linear + backward + 16 * TYPES
 
 
 def per_row(config: PretrainedConfig, width: int) -> int:
@@ -46,6 +49,7 @@ def fixed(tokens: int, rows: int, heads: int) -> int:
 
 def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what an earlier model left counts as taken
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
 
@@ -60,10 +64,11 @@ def require_room(
     """
     weights = copies * width * parameters(config)
     around = per_row(config, width) * rows + fixed(tokens, rows, config.num_attention_heads)
-    need = weights + around + per_token(config, width) * tokens
+    each = per_token(config, width, training=copies > 1)
+    need = weights + around + each * tokens
     if need <= free:
         return
-    room = (free - weights - around) // per_token(config, width)
+    room = (free - weights - around) // each
     remedy = (
         f"at most {room:,} tokens fit, with dtype={'fp32' if width == 4 else 'bf16'}"
         if room > 0

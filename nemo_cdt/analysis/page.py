@@ -22,6 +22,7 @@ from nemo_cdt.analysis.observe import Observation
 from nemo_cdt.analysis.result import Drawing, Result, Table
 from nemo_cdt.analysis.samples import CONTEXT, Sample
 from nemo_cdt.analysis.settings import Settings, Source
+from nemo_cdt.config import Precision
 from nemo_cdt.data.documents import TokenType
 from nemo_cdt.report.heatmap import TYPE_NAMES
 
@@ -49,13 +50,15 @@ def facts(
     device: torch.device,
     samples: Sequence[Sample],
     observations: Sequence[Observation] | None,
+    precisions: Sequence[Precision] | None = None,
 ) -> Facts:
+    """precisions: those of ``settings.dtype`` where None."""
     tokens = sorted(len(sample) for sample in samples)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     found = {
         "Model": f"{settings.model}: {config.architectures[0] if config.architectures else config.model_type}, "
         f"{parameters(config):,} parameters, {config.num_hidden_layers} layers, {config.num_attention_heads} heads",
-        "Device": f"{where}, {settings.dtype}",
+        "Device": f"{where}, {' and '.join(precisions or [settings.dtype])}",
         "Data": f"{settings.data.name}, seed {settings.seed}"
         if settings.data.name is Source.multihop
         else str(settings.data.path),

@@ -134,7 +134,7 @@ def test_a_curve_is_after_over_before(found):
         for stage in (BEFORE, DENOISED)
     )
 
-    assert curve[1e4].loss.mean == pytest.approx(strong.loss - before.loss)
+    assert curve[1e4].loss.mean == pytest.approx(strong.loss / before.loss)
     for type in CRITICAL:
         assert curve[1e-9].attention[type].mean == pytest.approx(1, abs=1e-5)
         assert curve[1e4].attention[type].mean == pytest.approx(strong.attention[type] / before.attention[type])
@@ -144,9 +144,9 @@ def test_a_curve_is_after_over_before(found):
 def test_a_reader_sees_where_it_acts_and_where_it_breaks(found):
     _, all_effects = found
     weak = summarise(all_effects, Precision.fp32, Normalization.gradient, 1e-9, DENOISED)
-    acting = replace(weak, attention=weak.attention | {CRITICAL[0]: estimate([0.98])}, loss=estimate([-0.1]))
-    broken = replace(acting, loss=estimate([0.1]))
-    weak = replace(weak, loss=estimate([-1e-9]))
+    acting = replace(weak, attention=weak.attention | {CRITICAL[0]: estimate([0.98])}, loss=estimate([0.9]))
+    broken = replace(acting, loss=estimate([1.02]))
+    weak = replace(weak, loss=estimate([1.001]))
 
     assert (begins({1.0: weak, 2.0: acting, 3.0: broken}), breaks_at({1.0: weak, 2.0: acting, 3.0: broken})) == (
         2.0,

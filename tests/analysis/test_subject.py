@@ -159,5 +159,7 @@ def test_attention_that_is_not_causal_is_one_line():
     q = torch.zeros(1, 2, 4, 8)
     with pytest.raises(ValueError, match="Module attends with attention_mask, which analyses do not know"):
         attention.watched_attention(module, q, q, q, torch.ones(4, 4), 1.0)
+    with pytest.raises(ValueError, match="Module attends with a scaling of its own, which"):
+        attention.watched_attention(module, q, q, q, None)
     with pytest.raises(ValueError, match="Module attends with s_aux, which"):
         attention.watched_attention(module, q, q, q, None, 1.0, s_aux=q)
