@@ -248,6 +248,17 @@ class Init:
 
 
 @dataclass(kw_only=True, slots=True)
+class LongPPL:
+    """Perplexity of the validation tokens that need their long context (Fang et al., ICLR 2025); a judge says which."""
+
+    evaluator: Optional[str] = None  # the judge, a Hugging Face folder with the run's tokenizer; None: not measured
+    context: int = 4096  # tokens of the short context, at least
+    window: int = 1024  # tokens judged at a time
+    alpha: float = 2.0  # nats by which the long context must help
+    beta: float = -2.0  # the least log-probability with it
+
+
+@dataclass(kw_only=True, slots=True)
 class Export:
     hf: Optional[str] = None
 
@@ -267,6 +278,7 @@ class Config:
     optim: Optim = field(default_factory=Optim)
     lora: Lora = field(default_factory=Lora)
     launcher: Launcher = field(default_factory=Launcher)
+    longppl: LongPPL = field(default_factory=LongPPL)
     init: Init = field(default_factory=Init)
     export: Export = field(default_factory=Export)
 

@@ -15,6 +15,7 @@ from nemo_cdt.config import (
     ContextComm,
     DataName,
     DetectionRecompute,
+    LongPPL,
     Lora,
     LoraTarget,
     Model,
@@ -36,6 +37,7 @@ MAY_BE_ZERO = {
     "data.validation_samples",
     "data.num_workers",
     "data.emojis",
+    "longppl.alpha",
     "lora.rank",
     "lora.dropout",
     "trainer.seed",
@@ -53,6 +55,7 @@ MAY_BE_ZERO = {
     "launcher.max_restarts",
     "launcher.requeues",
 }
+MAY_BE_NEGATIVE = {"longppl.beta"}
 HOPS = {3, 4}
 OF_LONGCE = ("window", "internal", "gamma")
 OF_LOGO = ("preference_beta", "margin", "sft_weight")
@@ -85,6 +88,7 @@ def validate_values(config: Config) -> None:
     _check_signs(config)
     _check_model(config)
     _check_objective(config)
+    _check_longppl(config)
     _check_optim(config)
 
 
@@ -108,7 +112,7 @@ def _check_signs(config: Config) -> None:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             zero = name in MAY_BE_ZERO
             _require(
-                math.isfinite(value) and (value > 0 or (zero and value == 0)),
+                math.isfinite(value) and (value > 0 or (zero and value == 0) or name in MAY_BE_NEGATIVE),
                 f"{name}={value}: set it to {'0 or more' if zero else 'a number above 0'}",
             )
 
@@ -315,6 +319,24 @@ def _check_objective(config: Config) -> None:
     _check_logo(config)
 
 
+def _check_longppl(config: Config) -> None:
+    how = config.longppl
+    if how.evaluator is None:
+        changed = [f"longppl.{k}={v}" for k, v in walk(how) if v != getattr(LongPPL(), k)]
+        _require(not changed, f"{' '.join(changed)} has no effect without an evaluator: set longppl.evaluator=DIR")
+        return
+    _require(
+        config.trainer.val_interval > 0,
+        f"longppl.evaluator={how.evaluator} has no effect with trainer.val_interval=0: set trainer.val_interval",
+    )
+    longest = (config.data.document_length or config.data.seq_length) + 1
+    _require(
+        how.context < longest,
+        f"longppl.context={how.context}, but documents have at most {longest} tokens, so that none is key: set "
+        f"longppl.context={longest // 2} or less, or data.seq_length",
+    )
+
+
 def _check_longce(config: Config) -> None:
     objective = config.objective
     if not any(name.weighs for name in config.objectives):
@@ -446,6 +468,10 @@ def _check_sources(config: Config) -> None:
             _require(Path(folder).is_dir(), f"{name}={folder} is no folder")
     if init.hf is not None:
         _check_hf_llama(Path(init.hf))
+    _require(
+        config.longppl.evaluator is None or Path(config.longppl.evaluator, "config.json").is_file(),
+        f"longppl.evaluator={config.longppl.evaluator} is no Hugging Face folder: it has no config.json",
+    )
     _require(
         init.nemo is None or not Path(init.nemo, "weights/adapter_metadata.json").exists(),
         f"init.nemo={init.nemo} holds adapters alone: `nemo-cdt convert {init.nemo} DIR` merges them into what they "

@@ -49,11 +49,19 @@ def evaluate(config: Config, documents: list[Any]) -> dict[str, float]:
     """What the last validation of ``config`` logged, over ``documents``."""
     with cuda_on_cpu():
         from nemo_cdt.data.rows import Rows
+        from nemo_cdt.data.tokenizer import load_tokenizer
         from nemo_cdt.nemo import assemble
+        from nemo_cdt.nemo.longppl import judged
 
         Path(config.output).mkdir(parents=True, exist_ok=True)
         trainer, model, data = assemble.build(config, on_gpu=False)
-        data.validation = Rows(documents, config.data.seq_length)
+        torch.distributed.init_process_group("gloo")
+        if os.environ["RANK"] == "0":
+            Path(config.output, "key_tokens.npz").unlink()  # of the data's own documents
+        torch.distributed.barrier()
+        key = judged(config, load_tokenizer("byte"), documents, on_gpu=False)
+        data.validation = Rows(documents, config.data.seq_length, key)
+        torch.distributed.destroy_process_group()
         trainer.fit(model, data)
         found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
         assemble.tear_down()

@@ -11,11 +11,16 @@ Row = dict[str, np.ndarray]
 
 
 class Rows:
-    """One document a row, padded to ``seq_length``."""
+    """One document a row, padded to ``seq_length``.
 
-    def __init__(self, documents: Documents, seq_length: int) -> None:
+    key: of each document, which of its tokens are key tokens, bool [n]; then rows have an entry ``key``, float32 [S],
+    at the positions that predict them.
+    """
+
+    def __init__(self, documents: Documents, seq_length: int, key: Sequence[np.ndarray] | None = None) -> None:
         self.documents = documents
         self.seq_length = seq_length
+        self.key = key
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -23,6 +28,9 @@ class Rows:
     def __getitem__(self, index: int) -> Row:
         entries = row([self.documents[index]], self.seq_length)
         del entries["cu_seqlens"]
+        if self.key is not None:
+            entries["key"] = np.zeros(self.seq_length, dtype=np.float32)
+            entries["key"][: len(self.key[index]) - 1] = self.key[index][1:]
         return entries
 
 

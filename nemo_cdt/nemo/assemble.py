@@ -38,6 +38,7 @@ from nemo_cdt.nemo.data import RowDataModule, load_rows
 from nemo_cdt.nemo.evaluation import Evaluation
 from nemo_cdt.nemo.logo import Logo
 from nemo_cdt.nemo.longce import LongCE
+from nemo_cdt.nemo.longppl import judged
 from nemo_cdt.nemo.lora import Adapters, adapters
 from nemo_cdt.nemo.metrics import JsonLinesLogger
 from nemo_cdt.nemo.model import CDTLlamaModel, llama_config, padded
@@ -101,6 +102,7 @@ def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTLlamaModel, RowD
     tokenizer = load_tokenizer(config.tokenizer)
     model_config = llama_config(config, vocab_size=vocab_size or padded(len(tokenizer)), on_gpu=on_gpu)
     train, validation = load_rows(config, tokenizer, model_config.vocab_size)
+    validation.key = judged(config, tokenizer, validation.documents, on_gpu)
     with FileLock(output / ".tokenizer.lock"):  # one rank writes, the others wait and find it whole
         if not (output / "tokenizer").exists():
             with new_folder(output / "tokenizer") as folder:

@@ -32,6 +32,8 @@ class Evaluation(L.Callback):
     val_critical_TYPE, val_base_TYPE: the share of a type among the critical tokens (the scores of which are not below
         the threshold, Eq. 2), and among all: detection tells something where the first is larger.
 
+    val_longppl: the perplexity of their labelled key tokens alone, where an evaluator has said which those are.
+
     typed: whether the data knows token types; then validation detects too, whatever the objective.
     """
 
@@ -70,6 +72,9 @@ class Evaluation(L.Callback):
             return
         if parallel_state.get_tensor_model_parallel_rank() == 0:
             self._add("loss", torch.stack([(output * batch["loss_mask"]).sum(), batch["loss_mask"].sum()]))
+            if "key" in batch:
+                key = batch["key"] * batch["loss_mask"]
+                self._add("key", torch.stack([(output * key).sum(), key.sum()]))
         if self.typed:
             self._count_right(batch)
 
@@ -92,7 +97,7 @@ class Evaluation(L.Callback):
 
     def _whole(self) -> dict[str, list[float]]:
         """The sums over all ranks: each has counted what it alone has."""
-        sizes = {"loss": 2, "documents": 2, "all": len(TokenType), "critical": len(TokenType)}
+        sizes = {"loss": 2, "key": 2, "documents": 2, "all": len(TokenType), "critical": len(TokenType)}
         device = torch.cuda.current_device()
         mine = [self._sums.get(name, torch.zeros(size, dtype=torch.float64)).to(device) for name, size in sizes.items()]
         total = torch.cat(mine)
@@ -101,8 +106,8 @@ class Evaluation(L.Callback):
 
 
 def _metrics(sums: dict[str, list[float]], typed: bool) -> dict[str, float]:
-    loss, labels = sums["loss"]
-    metrics = {"val_perplexity": math.exp(min(loss / labels, 700.0))}  # beyond it no float is large enough
+    perplexities = {"val_perplexity": sums["loss"], "val_longppl": sums["key"]}
+    metrics = {name: _perplexity(*parts) for name, parts in perplexities.items() if parts[1]}
     if typed:
         right, documents = sums["documents"]
         metrics["val_accuracy"] = right / documents
@@ -110,3 +115,7 @@ def _metrics(sums: dict[str, list[float]], typed: bool) -> dict[str, float]:
             for name, counts in (("critical", sums["critical"]), ("base", sums["all"])):
                 metrics[f"val_{name}_{kind.name}"] = counts[kind] / max(1.0, sum(counts))
     return metrics
+
+
+def _perplexity(loss: float, tokens: float) -> float:
+    return math.exp(min(loss / tokens, 700.0))  # beyond it no float is large enough

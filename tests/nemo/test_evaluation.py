@@ -19,6 +19,7 @@ from tests.runs import TINY, small_run
 
 VOCABULARY = 512
 MODEL = replace(TINY, vocab_size=VOCABULARY)
+LONGPPL = {"context": 256, "window": 64, "alpha": 0.01, "beta": -20.0}  # of random weights: some token is key
 DATA = c.Data(name=c.DataName.multihop, seq_length=640, validation_samples=4)
 LOSS = 1e-5  # fp32, relative, of a perplexity
 SHARE = 2e-3  # of 640 tokens: a score within rounding of the threshold moves one over it
@@ -28,6 +29,7 @@ SHARE = 2e-3  # of 640 tokens: a score within rounding of the threshold moves on
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     on_ranks(jobs.initial, 1, MODEL, VOCABULARY, folder / "hf", folder / "nemo")
+    load_tokenizer("byte").save_pretrained(folder / "hf")
     return folder
 
 
@@ -52,7 +54,7 @@ def documents(llama: LlamaForCausalLM) -> list[Document]:
 
 @pytest.fixture(scope="module")
 def expected(llama: LlamaForCausalLM, documents: list[Document]) -> dict[str, float]:
-    losses, right, types, critical_types = [], [], [], []
+    losses, right, types, critical_types, key_losses = [], [], [], [], []
     for document in documents:
         tokens, labels = torch.tensor(document.input_ids[:-1]), torch.tensor(document.labels[1:])
         embeddings = llama.get_input_embeddings()(tokens).detach().requires_grad_()
@@ -61,14 +63,33 @@ def expected(llama: LlamaForCausalLM, documents: list[Document]) -> dict[str, fl
         (gradient,) = torch.autograd.grad(loss.mean(), embeddings)
         norms = gradient.norm(dim=-1)
         losses += loss.tolist()
+        key_losses += loss[key_tokens(llama, torch.tensor(document.input_ids))[1:][known]].tolist()
         right.append(bool((logits[known].argmax(-1) == labels[known]).all()))
         types += document.types[:-1].tolist()
         critical_types += document.types[:-1][(norms >= norms.mean()).numpy()].tolist()
+    assert 0 < len(key_losses) < len(losses)
     found = {"val_perplexity": np.exp(np.mean(losses)), "val_accuracy": np.mean(right)}
+    found["val_longppl"] = np.exp(np.mean(key_losses))
     for kind in (TokenType.supporting, TokenType.interference):
         found[f"val_critical_{kind.name}"] = np.mean(np.array(critical_types) == kind)
         found[f"val_base_{kind.name}"] = np.mean(np.array(types) == kind)
     return found
+
+
+def key_tokens(llama: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
+    """LongPPL's definition, a window at a time: bool [n]."""
+
+    def log_probabilities(part: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return llama(part[None]).logits[0, :-1].log_softmax(-1).gather(1, part[1:, None])[:, 0]
+
+    context, window = LONGPPL["context"], LONGPPL["window"]
+    full = torch.cat([torch.zeros(1), log_probabilities(ids)])
+    short = full.clone()
+    for start in range(0, len(ids) - context, window):
+        found = log_probabilities(ids[start : start + context + window])[context - 1 :]
+        short[start + context : start + context + len(found)] = found
+    return (full - short > LONGPPL["alpha"]) & (full > LONGPPL["beta"])
 
 
 def run(folder: Path, weights: Path, parallel: c.Parallel, ranks: int, **changes: Any) -> c.Config:
@@ -76,6 +97,7 @@ def run(folder: Path, weights: Path, parallel: c.Parallel, ranks: int, **changes
     init = c.Init(nemo=str(weights / "nemo"))
     config = small_run(folder, folder, steps=1, model=MODEL, data=DATA, init=init, optim=still, parallel=parallel)
     config.trainer.val_interval, config.trainer.devices = 1, ranks
+    config.longppl = c.LongPPL(evaluator=str(weights / "hf"), **LONGPPL)
     return replace(config, **changes)
 
 
@@ -97,9 +119,27 @@ def test_a_validation_measures_what_hugging_face_does(layout, weights, documents
     assert abs(expected["val_critical_supporting"] - expected["val_base_supporting"]) > 5 * SHARE  # a mask shows
     for metrics in found:
         assert metrics["val_perplexity"] == pytest.approx(expected["val_perplexity"], rel=LOSS)
+        assert metrics["val_longppl"] == pytest.approx(expected["val_longppl"], rel=LOSS)
         assert metrics["val_accuracy"] == 0.5
         for name in (name for name in expected if "critical" in name or "base" in name):
             assert metrics[name] == pytest.approx(expected[name], abs=SHARE), name
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ({"alpha": 1e3}, "finds no key token among the labelled ones of 4 validation documents"),
+        ({"evaluator": "{folder}"}, "longppl.evaluator=.* no Hugging Face tokenizer folder"),
+    ],
+)
+def test_an_evaluator_that_cannot_judge_is_one_line(how, expected, weights, documents, tmp_path):
+    config = run(tmp_path / "run", weights, c.Parallel(), 1)
+    for name, value in how.items():
+        setattr(config.longppl, name, value.format(folder=tmp_path) if isinstance(value, str) else value)
+
+    with pytest.raises(RuntimeError, match=expected):
+        on_ranks(jobs.evaluate, 1, config, documents)
+    assert not (tmp_path / "run/key_tokens.npz").exists()
 
 
 def test_detection_in_a_validation_moves_nothing(weights, documents, tmp_path):
@@ -109,7 +149,7 @@ def test_detection_in_a_validation_moves_nothing(weights, documents, tmp_path):
         run(tmp_path / name, weights, c.Parallel(), 1, objective=plain, optim=c.Optim(lr=1e-3)) for name in "ab"
     )
     with_.trainer.max_steps = without.trainer.max_steps = 2
-    without.trainer.val_interval = 0
+    without.trainer.val_interval, without.longppl = 0, c.LongPPL()
 
     first, second = (on_ranks(jobs.train, 1, config)[0] for config in (with_, without))
 
