@@ -61,7 +61,7 @@ REFUSED = {
     "trainer.offload_activations=2 objective.detection_recompute=full": "set objective.detection_recompute=none",
     "longppl.context=100": "set longppl.evaluator=DIR",
     "longppl.evaluator=x trainer.val_interval=0": "set trainer.val_interval",
-    "longppl.evaluator=x trainer.val_interval=1": "set longppl.context=512 or less",
+    "longppl.context=5000 longppl.evaluator=x trainer.val_interval=1": "set longppl.context=512 or less",
     "trainer.grad_dtype=bf16 trainer.precision=fp32": "set trainer.grad_dtype=fp32",
     "trainer.mlp_chunks=2": "set trainer.recompute=full, or trainer.mlp_chunks=1",
     "optim.offload=1.5": "set it to a number from 0 to 1",
