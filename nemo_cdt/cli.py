@@ -1,6 +1,8 @@
 """The console script ``nemo-cdt``: everything that is not a training run. A verb imports what it needs, when run."""
 
 import argparse
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,6 +40,25 @@ def _parser() -> argparse.ArgumentParser:
         help="the recipe's, which hold; cluster.gpus=N, cluster.gpu=a100|h100|h200|b200, output=FILE for all as JSON",
     )
     plan.set_defaults(verb=_plan)
+    prepare = verbs.add_parser("prepare", help="a data set's published files into rows that training reads")
+    prepare.add_argument("set", metavar="SET", help="pg19, longmit, longalpaca, alignment or jsonl")
+    prepare.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="of conf/prepare/SET.yaml; input=PATH, output=DIR and tokenizer=DIR are yours to give",
+    )
+    prepare.set_defaults(verb=_prepare)
+
+    inspect = verbs.add_parser("inspect", help="show rows: tokens, labels and where documents begin")
+    inspect.add_argument("data", metavar="DATA", help="a folder of `prepare`, a file of JSON lines, or multihop")
+    inspect.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="rows=0,3 split=train|validation pack=true seq_length=N tokenizer=DIR tokens=N|null",
+    )
+    inspect.set_defaults(verb=_inspect)
 
     analyze = verbs.add_parser("analyze", help="see what a model attends to and what informs its answers")
     analyze.add_argument("measure", metavar="NAME", choices=list(Measure), help=", ".join(Measure))
@@ -48,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         help="model=DIR, data=multihop|jsonl, output=DIR and others of nemo_cdt/analysis/settings.py",
     )
     analyze.set_defaults(verb=_analyze)
+
     for name, explanation in (
         ("status", "say how the job of a run stands, whatever launched it"),
         ("logs", "print the log of a run's job"),
@@ -103,6 +125,35 @@ def _analyze(parsed: argparse.Namespace) -> int:
     from nemo_cdt.analysis.analyze import analyze  # torch, once the settings are known to be good
 
     print(analyze(measure, settings, parsed.overrides) / "report.html")
+    return 0
+
+
+def _prepare(parsed: argparse.Namespace) -> int:
+    from nemo_cdt.prepare.request import read
+
+    settings = read(parsed.set, parsed.overrides)
+    from nemo_cdt.nemo import console
+
+    console.set_up()
+    from nemo_cdt.prepare.write import describe, prepare  # imports torch, which warns
+
+    try:
+        command = shlex.join(["nemo-cdt", "prepare", parsed.set, *parsed.overrides])
+        print(describe(prepare(parsed.set, settings, command)))
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _inspect(parsed: argparse.Namespace) -> int:
+    from nemo_cdt.nemo import console
+
+    console.set_up()
+    from nemo_cdt.inspection import inspect
+
+    for line in inspect(parsed.data, parsed.overrides, coloured=sys.stdout.isatty()):
+        print(line)
     return 0
 
 

@@ -59,6 +59,13 @@ class DataName(StrEnum):
     multihop = "multihop"
     jsonl = "jsonl"
     preferences = "preferences"
+    prepared = "prepared"
+    pretrain = "pretrain"
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether ``data.path`` is a folder of `nemo-cdt prepare`."""
+        return self in (DataName.prepared, DataName.pretrain)
 
 
 class Precision(StrEnum):
@@ -161,9 +168,9 @@ class Objective:
 @dataclass(kw_only=True, slots=True)
 class Data:
     name: DataName = DataName.multihop
-    path: Optional[str] = (
-        None  # jsonl, preferences: the rows. multihop: haystack text, a file or a folder of text files
-    )
+    # jsonl, preferences: the rows. prepared, pretrain: a folder of `nemo-cdt prepare`. multihop: haystack text, a file
+    # or a folder of text files
+    path: Optional[str] = None
     validation_path: Optional[str] = None  # of rows: None takes `validation_samples` rows of `path`
     seq_length: int = 1024  # positions fed; a document has one token more
     validation_samples: int = 64

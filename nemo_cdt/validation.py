@@ -13,6 +13,7 @@ from nemo_cdt.config import (
     PROFILED_STEP,
     Config,
     ContextComm,
+    Data,
     DataName,
     DetectionRecompute,
     LongPPL,
@@ -28,6 +29,7 @@ from nemo_cdt.config import (
     walk,
 )
 from nemo_cdt.launcher import LauncherName, check_launcher
+from nemo_cdt.prepared import TRAIN, VALIDATION, fingerprint, read_summary
 from nemo_cdt.resumption import earlier_attempt, require_same_run
 
 MAY_BE_ZERO = {
@@ -81,6 +83,8 @@ def check_files(config: Config) -> None:
     """Raise ValueError for a file of ``data``, ``init`` or ``model`` that is not as it must be."""
     _check_data_files(config)
     _check_sources(config)
+    if config.data.name.is_prepared:
+        _check_prepared(config)
 
 
 def validate_values(config: Config) -> None:
@@ -431,8 +435,11 @@ def _check_data(config: Config) -> None:
     if data.name is not DataName.multihop:
         _require(
             data.path is not None,
-            f"data.path=null with data={data.name}, which has no rows of its own: set data.path=FILE",
+            f"data.path=null with data={data.name}, which has no rows of its own: "
+            f"set data.path={'DIR' if data.name.is_prepared else 'FILE'}",
         )
+    if data.name.is_prepared:
+        _check_settings_of_prepared(data)
     _require(
         interval == 0 or data.validation_samples > 0 or data.validation_path is not None,
         f"data.validation_samples=0 with trainer.val_interval={interval}: set trainer.val_interval=0",
@@ -445,11 +452,64 @@ def _check_data(config: Config) -> None:
     )
 
 
+def _check_settings_of_prepared(data: Data) -> None:
+    _require(
+        data.validation_path is None,
+        f"data.validation_path={data.validation_path} with data={data.name}, whose folder has its own: set it to null",
+    )
+    _require(not data.truncate, f"data.truncate=true with data={data.name}: prepare it with a lower max_tokens")
+    if data.name is DataName.pretrain:
+        for key, value, only in (("pack", data.pack, False), ("shuffle", data.shuffle, True)):
+            _require(
+                value is only,
+                f"data.{key}={str(value).lower()} with data=pretrain, whose rows are one document each, shuffled by "
+                f"Megatron: set data.{key}={str(only).lower()}, or data=prepared",
+            )
+
+
 def _check_data_files(config: Config) -> None:
     data = config.data
     for name, path in (("data.path", data.path), ("data.validation_path", data.validation_path)):
         if path is not None:
-            _check_readable(name, Path(path), folder=data.name is DataName.multihop)
+            _check_readable(name, Path(path), folder=data.name is DataName.multihop or data.name.is_prepared)
+
+
+def _check_prepared(config: Config) -> None:
+    data, folder = config.data, config.data.path
+    try:
+        summary = read_summary(Path(folder or ""))
+    except ValueError as error:
+        raise ValueError(f"data.path={error}") from error
+    tokenizer = summary["tokenizer"]
+    _require(
+        fingerprint(config.tokenizer) == tokenizer["fingerprint"],
+        f"model.tokenizer={config.tokenizer} is not the tokenizer that data.path={folder} was prepared with, "
+        f"{tokenizer['path']}: set model.tokenizer to that, or prepare it again",
+    )
+    train, held_out = summary[TRAIN], summary[VALIDATION]
+    limit = data.document_length or data.seq_length
+    _require(
+        ObjectiveName.sft not in config.objectives or train["unprompted"] == 0,
+        f"objective=sft trains on answers alone, but {train['unprompted']} documents of data.path={folder} are "
+        "labelled throughout: set objective=ce",
+    )
+    if data.name is DataName.pretrain:
+        _require(
+            train["shortest"] == train["longest"] == data.seq_length,
+            f"data.seq_length={data.seq_length} with data=pretrain, but the documents of data.path={folder} have "
+            f"{train['shortest']} to {train['longest']} tokens: set data.seq_length to that, or data=prepared",
+        )
+    longest = max(train["longest"], held_out["longest"]) - 1
+    _require(
+        longest <= limit,
+        f"data.{'document_length' if data.document_length else 'seq_length'}={limit} is shorter than the {longest} "
+        f"positions of the longest document of data.path={folder}: set it to {longest} or more",
+    )
+    _require(
+        config.trainer.val_interval == 0 or data.validation_samples <= held_out["documents"],
+        f"data.validation_samples={data.validation_samples}, but data.path={folder} holds out "
+        f"{held_out['documents']} documents: set data.validation_samples to that or less, or trainer.val_interval=0",
+    )
 
 
 def _check_readable(name: str, path: Path, folder: bool) -> None:

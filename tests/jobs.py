@@ -3,6 +3,7 @@
 import functools
 import importlib
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def evaluate(config: Config, documents: list[Any]) -> dict[str, float]:
             Path(config.output, "key_tokens.npz").unlink()  # of the data's own documents
         torch.distributed.barrier()
         key = judged(config, load_tokenizer("byte"), documents, on_gpu=False)
-        data.validation = Rows(documents, config.data.seq_length, key)
+        data.held_out = Rows(documents, config.data.seq_length, key)
         torch.distributed.destroy_process_group()
         trainer.fit(model, data)
         found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
@@ -162,13 +163,61 @@ def train_and_read(config: Config, mutate: str | None = None) -> dict[str, Any]:
 
 
 def train_each(*configs: Config) -> dict[str, Any]:
+    """What the last one of :func:`train_all` saw."""
+    return train_all(*configs)[-1]
+
+
+def train_all(*configs: Config) -> list[dict[str, Any]]:
     """:func:`train`, one after another in this process: each leaves NeMo's state as it found it."""
+    results = []
     for config in configs:
         before = _app_state()
-        result = train(config)
+        results.append(train(config))
         assert _app_state() == before
         os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)  # that of before knows the ranks of before
-    return result
+    return results
+
+
+def verb(*arguments: str) -> None:
+    """``nemo-cdt ...``"""
+    from nemo_cdt.cli import main
+
+    sys.exit(main(arguments))
+
+
+def prepare(arguments: list[str], die_at: int | None = None, first: bool = False) -> None:
+    """``nemo-cdt prepare ...`` with tasks of a few rows; dies just before its ``die_at``-th file takes its name, or
+    just after that with ``first``."""
+    from nemo_cdt.prepare import work
+
+    work.TASK_ROWS = 15
+    right, made = Path.replace, 0
+
+    def replace(path: Path, target: Path) -> Path:
+        nonlocal made
+        made += 1
+        done = right(path, target) if first or made != die_at else target
+        if made == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done
+
+    Path.replace = replace  # type: ignore[method-assign, assignment]
+    verb("prepare", *arguments)
+
+
+def book_samples(prefix: str, seq_length: int, samples: int, index: str) -> list[np.ndarray]:
+    """Tokens of each sample that NeMo's data module makes of documents."""
+    with cuda_on_cpu():
+        from nemo.collections.common.tokenizers import AutoTokenizer
+
+        from nemo_cdt.nemo.pretraining import BookDataModule
+
+        data = BookDataModule(
+            prefix, tokenizer=AutoTokenizer(index, use_fast=True), index=index, seq_length=seq_length,
+            micro_batch_size=1, global_batch_size=1, seed=1, num_workers=0,
+        )  # fmt: skip
+        data.build(samples, 1, 0, 0)
+        return [data._train_ds[number]["tokens"] for number in range(samples)]
 
 
 def benchmark(name: str, arguments: Any) -> list[dict[str, Any]]:

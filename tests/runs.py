@@ -69,3 +69,13 @@ def small_run(
         "optim": c.Optim(lr=2e-4, min_lr=2e-5, weight_decay=0.1, clip_grad=1.0, eps=ADAM_EPS),
     }
     return c.Config(**(fields | changes))
+
+
+def write_stub_of_prepared(folder: Path, *, tokens: int) -> None:
+    """What validation reads of a folder of `nemo-cdt prepare`: documents of so many tokens, by the byte tokenizer."""
+    folder.mkdir(parents=True)
+    for name in ("train.bin", "train.idx", "validation.bin", "validation.idx"):
+        (folder / name).touch()
+    split = {"documents": 64, "shortest": tokens, "longest": tokens, "unprompted": 0}
+    tokenizer = {"path": "byte", "fingerprint": "byte", "size": 262}
+    (folder / "summary.json").write_text(json.dumps({"train": split, "validation": split, "tokenizer": tokenizer}))

@@ -11,13 +11,14 @@ from nemo_cdt.config import Config, Lora, LoraTarget, typed
 from nemo_cdt.describe import describe
 from nemo_cdt.overrides import explain
 from nemo_cdt.validation import validate
+from tests.runs import write_stub_of_prepared
 
 CONF = Path(__file__).parents[1] / "conf"
 SITE = Path(__file__).with_name("launchers") / "site.yaml"
 OPTIONS = [
     f"{file.parent.name}={file.stem}"
     for file in sorted(CONF.glob("*/*.yaml"))
-    if file.parent.name != "cluster"  # of a plan, not of a run: tests/test_plan.py
+    if file.parent.name not in ("cluster", "prepare")  # no run's: tests/test_plan.py, tests/prepare/test_request.py
 ]
 
 
@@ -27,6 +28,7 @@ def hydra(tmp_path, monkeypatch):
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
     (tmp_path / "llama").mkdir()
     (tmp_path / "llama/config.json").write_text('{"model_type": "llama"}')
+    write_stub_of_prepared(tmp_path / "prepared", tokens=8192)
     ConfigStore.instance().store(name="schema", node=Config)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield
@@ -43,7 +45,8 @@ def test_every_option_of_every_group_composes_to_a_run(option):
     if name in ("logo", "preferences"):  # one is for the other alone
         site = ["objective=logo", "data=preferences"]
         option = "model=tiny"
-    wanted = ("data.path=rows.jsonl", "data.seq_length=8192", "compare_to=null", "init.hf=llama", *site)
+    path = "prepared" if name in ("prepared", "pretrain") else "rows.jsonl"
+    wanted = (f"data.path={path}", "data.seq_length=8192", "compare_to=null", "init.hf=llama", *site)
     validate(with_site(composed(option, *wanted)))
 
 

@@ -11,7 +11,9 @@ from omegaconf import OmegaConf
 
 from nemo_cdt.cli import main
 from nemo_cdt.config import Config, typed, walk
+from nemo_cdt.prepare.request import read
 from nemo_cdt.validation import validate
+from tests.runs import write_stub_of_prepared
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,6 +31,7 @@ def first_words(section: str) -> list[str]:
 def test_a_run_composes_and_is_valid(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text("{}")
+    write_stub_of_prepared(tmp_path / "data/mine", tokens=900)
     (tmp_path / "Llama-3.1-8B").mkdir()
     (tmp_path / "Llama-3.1-8B/config.json").write_text('{"model_type": "llama"}')
     _, recipe, *overrides = shlex.split(command)
@@ -44,7 +47,21 @@ def test_a_run_composes_and_is_valid(command, tmp_path, monkeypatch):
 
 def test_the_runs_are_some_of_each_kind():
     assert len(RUNS) >= 5
-    assert VERBS == ["analyze", "cancel", "convert", "doctor", "logs", "plan", "report", "status"]
+    assert VERBS == ["analyze", "cancel", "convert", "doctor", "inspect", "logs", "plan", "prepare", "report", "status"]
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("nemo-cdt prepare ")])
+def test_a_preparation_composes_and_is_valid(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, _, name, *overrides = shlex.split(command)
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key.endswith("input"):
+            (tmp_path / value).touch()
+        elif key == "tokenizer":
+            (tmp_path / value).mkdir()
+
+    read(name, overrides)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -74,12 +74,12 @@ class JsonlDocuments:
     def _load(self, index: int) -> tuple[Document, int]:
         """The document, and how many tokens were cut off."""
         with self._blamed_on(self._lines[index]):
-            tokens = self._tokens(self._row(index))
+            tokens = row_tokens(self._tokenizer, self._row(index))
             document = self._document(tokens)
         return document, len(tokens[0]) - len(document.input_ids)
 
     def _row(self, index: int) -> dict[str, Any]:
-        return _parse(self._read(self._offsets[index]))
+        return parse(self._read(self._offsets[index]))
 
     @property
     def truncated(self) -> tuple[int, int]:
@@ -92,7 +92,7 @@ class JsonlDocuments:
             for number, line in enumerate(file, start=1):
                 if not line.isspace():
                     with self._blamed_on(number):
-                        lengths.append(self._check(_parse(line)))
+                        lengths.append(self._check(parse(line)))
                     offsets.append(offset)
                     lines.append(number)
                 offset += len(line)
@@ -123,31 +123,10 @@ class JsonlDocuments:
         """Everything that can be said of a row without tokenizing it; its length, 0 where that takes a tokenizer."""
         if "input_ids" in row:
             return len(self._document(_given(row)).input_ids)
-        if "messages" in row:
-            self._check_messages(row["messages"])
-        elif "text" not in row:
-            raise ValueError(f"has {sorted(row)}; a row needs 'text', 'messages', or 'input_ids' and 'labels'")
-        elif not row["text"] or not _is_text(row["text"]):
-            raise ValueError("'text' must be a string of valid Unicode that is not empty")
-        elif self._prompted:
+        check_text_or_chat(self._tokenizer, row)
+        if self._prompted and "messages" not in row:
             raise ValueError(_NO_PROMPT)
         return 0
-
-    def _check_messages(self, messages: Any) -> None:
-        if self._tokenizer.chat_template is None:
-            raise ValueError("'messages' need a tokenizer with a chat template; this one has none")
-        if not isinstance(messages, list) or not all(map(_is_message, messages)):
-            raise ValueError("'messages' must be a list of objects with the valid strings 'role' and 'content'")
-        if all(message["role"] != "assistant" for message in messages):
-            raise ValueError("no labelled token: no message is the assistant's")
-
-    def _tokens(self, row: dict[str, Any]) -> Tokens:
-        if "input_ids" in row:
-            return _given(row)
-        if "messages" in row:
-            return chat_tokens(self._tokenizer, row["messages"])
-        ids = np.array(self._tokenizer(row["text"], verbose=False)["input_ids"], dtype=np.int64)
-        return ids, ids
 
     def _document(self, tokens: Tokens) -> Document:
         length = len(tokens[0])
@@ -175,6 +154,36 @@ class JsonlDocuments:
             with self._truncated:
                 self._truncated[0] += 1
                 self._truncated[1] += tokens
+
+
+def check_text_or_chat(tokenizer: PreTrainedTokenizerFast, row: dict[str, Any]) -> None:
+    """Raise ValueError for a row whose ``messages`` or ``text`` cannot be used, as far as no tokenizing tells."""
+    if "messages" in row:
+        check_messages(tokenizer, row["messages"])
+    elif "text" not in row:
+        raise ValueError(f"has {sorted(row)}; a row needs 'text', 'messages', or 'input_ids' and 'labels'")
+    elif not row["text"] or not is_text(row["text"]):
+        raise ValueError("'text' must be a string of valid Unicode that is not empty")
+
+
+def check_messages(tokenizer: PreTrainedTokenizerFast, messages: Any) -> None:
+    """Raise ValueError for a chat that cannot be used."""
+    if tokenizer.chat_template is None:
+        raise ValueError("'messages' need a tokenizer with a chat template; this one has none")
+    if not isinstance(messages, list) or not all(map(_is_message, messages)):
+        raise ValueError("'messages' must be a list of objects with the valid strings 'role' and 'content'")
+    if all(message["role"] != "assistant" for message in messages):
+        raise ValueError("no labelled token: no message is the assistant's")
+
+
+def row_tokens(tokenizer: PreTrainedTokenizerFast, row: dict[str, Any]) -> Tokens:
+    """Of a row that was checked."""
+    if "input_ids" in row:
+        return _given(row)
+    if "messages" in row:
+        return chat_tokens(tokenizer, row["messages"])
+    ids = np.array(tokenizer(row["text"], verbose=False)["input_ids"], dtype=np.int64)
+    return ids, ids
 
 
 def chat_tokens(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) -> Tokens:
@@ -222,10 +231,15 @@ def _rendered(
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
 
 
-def _parse(line: bytes) -> dict[str, Any]:
+def parse(line: bytes) -> dict[str, Any]:
+    """A row.
+
+    Raises:
+        ValueError: where the line is no JSON object.
+    """
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from error
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
@@ -250,9 +264,10 @@ def _integers(row: dict[str, Any], field: str) -> np.ndarray:
 
 
 def _is_message(message: Any) -> bool:
-    return isinstance(message, dict) and all(_is_text(message.get(key)) for key in ("role", "content"))
+    return isinstance(message, dict) and all(is_text(message.get(key)) for key in ("role", "content"))
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
+    """A string that can be encoded."""
     # JSON can write half a surrogate pair, which no tokenizer takes.
     return isinstance(value, str) and value.encode(errors="ignore").decode() == value

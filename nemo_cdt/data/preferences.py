@@ -3,7 +3,7 @@
 from typing import Any
 
 from nemo_cdt.data.documents import Document, Documents
-from nemo_cdt.data.jsonl import JsonlDocuments, Tokens, chat_tokens
+from nemo_cdt.data.jsonl import JsonlDocuments, Tokens, chat_tokens, check_messages
 from nemo_cdt.data.rows import Row, row
 
 REJECTED = 2
@@ -22,7 +22,7 @@ class PreferenceDocuments(JsonlDocuments):
         if not (isinstance(rejected, list) and len(rejected) == REJECTED):
             raise ValueError(f"'rejected' must be a list of {REJECTED} texts")
         for turns in (_chat(row, answer) for answer in (chosen, *rejected)):
-            self._check_messages(turns)
+            check_messages(self._tokenizer, turns)
         return 0
 
     def _load(self, index: int) -> tuple[Document, int]:

@@ -34,7 +34,7 @@ from nemo_cdt.nemo.callback import ContextDenoising, StepMetrics, Truncation
 from nemo_cdt.nemo.checkpoints import initial_checkpoint, latest_checkpoint, step_of, steps_done
 from nemo_cdt.nemo.console import is_first_rank
 from nemo_cdt.nemo.convert import convert
-from nemo_cdt.nemo.data import RowDataModule, load_rows
+from nemo_cdt.nemo.data import data_module
 from nemo_cdt.nemo.evaluation import Evaluation
 from nemo_cdt.nemo.logo import Logo
 from nemo_cdt.nemo.longce import LongCE
@@ -91,7 +91,7 @@ def _export(config: Config, checkpoints: Path) -> None:
     convert(checkpoint, folder)
 
 
-def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTLlamaModel, RowDataModule]:
+def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTLlamaModel, L.LightningDataModule]:
     """Everything ``trainer.fit`` needs, connected to OUTPUT."""
     output = Path(config.output)
     # NeMo's telemetry, which only its own `llm.train` configures: under torchrun rank 0 would raise at the first save.
@@ -101,17 +101,18 @@ def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTLlamaModel, RowD
     start_from, vocab_size = initial_checkpoint(config)
     tokenizer = load_tokenizer(config.tokenizer)
     model_config = llama_config(config, vocab_size=vocab_size or padded(len(tokenizer)), on_gpu=on_gpu)
-    train, validation = load_rows(config, tokenizer, model_config.vocab_size)
-    validation.key = judged(config, tokenizer, validation.documents, on_gpu)
     with FileLock(output / ".tokenizer.lock"):  # one rank writes, the others wait and find it whole
         if not (output / "tokenizer").exists():
             with new_folder(output / "tokenizer") as folder:
                 tokenizer.save_pretrained(folder)
+    nemo_tokenizer = AutoTokenizer(str(output / "tokenizer"), use_fast=True)
+    data = data_module(config, nemo_tokenizer, model_config.vocab_size)
+    data.held_out.key = judged(config, tokenizer, data.held_out.documents, on_gpu)
     lora = adapters(config.lora)
     model = CDTLlamaModel(
         model_config,
         optim=_optimizer(config),
-        tokenizer=AutoTokenizer(str(output / "tokenizer"), use_fast=True),
+        tokenizer=nemo_tokenizer,
         model_transform=lora,
     )
     trainer = _trainer(config, on_gpu, SampleWriter(output / "sample.json", tokenizer), lora)
@@ -126,7 +127,7 @@ def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTLlamaModel, RowD
         trainer.ckpt_path = AdapterPath(resume_from / "weights", base_model_path=start_from)
     if trainer.is_global_zero:
         write_versions(output / "versions.json")
-    return trainer, model, RowDataModule(config, train, validation)
+    return trainer, model, data
 
 
 def tear_down() -> None:

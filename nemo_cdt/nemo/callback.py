@@ -166,7 +166,7 @@ class Truncation(L.Callback):
     """Says, when training ends, what ``data.truncate`` cut off: on the console and in a row of the metrics."""
 
     def on_train_end(self, trainer: Any, pl_module: L.LightningModule) -> None:
-        cut = torch.tensor(trainer.datamodule.train.documents.truncated, device=pl_module.device)
+        cut = torch.tensor(trainer.datamodule.truncated, device=pl_module.device)
         torch.distributed.all_reduce(cut, group=parallel_state.get_data_parallel_group())
         documents, tokens = cut.tolist()
         if documents:

@@ -2,24 +2,55 @@
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+import numpy as np
 import torch
 from megatron.core.num_microbatches_calculator import update_num_microbatches
+from nemo.collections.common.tokenizers import AutoTokenizer
 from nemo.lightning.data import WrappedDataLoader
 from nemo.lightning.pytorch.plugins import MegatronDataSampler
 from transformers import PreTrainedTokenizerFast
 
-from nemo_cdt.config import Config, DataName, ObjectiveName
+from nemo_cdt.config import Config, Data, DataName, ObjectiveName
+from nemo_cdt.data.documents import Documents
+from nemo_cdt.data.order import Shuffled, Subset
 from nemo_cdt.data.preferences import REJECTED, PreferenceRows
 from nemo_cdt.data.rows import PackedRows, Rows
 from nemo_cdt.data.split import load_documents
+from nemo_cdt.megatron.indexed import IndexedDocuments
+from nemo_cdt.nemo.pretraining import BookDataModule
+from nemo_cdt.prepared import TRAIN, VALIDATION, read_summary
 
 logger = logging.getLogger("nemo_cdt")
 
-
 AnyRows = Rows | PackedRows | PreferenceRows
+
+
+def data_module(config: Config, tokenizer: AutoTokenizer, vocab_size: int) -> "RowDataModule | BookDataModule":
+    """The data of a run, connected to OUTPUT where it keeps an index.
+
+    Raises:
+        ValueError: for what is wrong with the data.
+    """
+    if config.data.name is not DataName.pretrain:
+        return RowDataModule(config, *load_rows(config, tokenizer.tokenizer, vocab_size))
+    data = _validated_on(config)
+    _, validation = prepared_documents(data, vocab_size)
+    books = BookDataModule(
+        str(Path(data.path or "", TRAIN)),
+        tokenizer=tokenizer,
+        index=str(Path(config.output, "index")),
+        seq_length=data.seq_length,
+        micro_batch_size=config.trainer.micro_batch_size,
+        global_batch_size=config.trainer.global_batch_size,
+        seed=config.trainer.seed,
+        num_workers=data.num_workers,
+    )
+    books.held_out = Rows(validation, data.seq_length)
+    return books
 
 
 def load_rows(config: Config, tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> tuple[AnyRows, Rows]:
@@ -28,20 +59,23 @@ def load_rows(config: Config, tokenizer: PreTrainedTokenizerFast, vocab_size: in
     Raises:
         ValueError: for what is wrong with the data.
     """
-    data, count = config.data, config.trainer.max_steps * config.trainer.global_batch_size
-    if config.trainer.val_interval == 0:
-        data = replace(data, validation_samples=0)  # nothing is held out for a validation that never comes
+    data, count = _validated_on(config), config.trainer.max_steps * config.trainer.global_batch_size
     multiple = 2 * config.parallel.context if config.parallel.context > 1 else 1
     if data.name is DataName.preferences:
         data = replace(data, document_length=data.seq_length // (1 + REJECTED) // multiple * multiple)
-    train, validation = load_documents(
-        data,
-        tokenizer,
-        seed=config.trainer.seed,
-        max_documents=_UNBOUNDED if data.pack else count,
-        vocab_size=vocab_size,
-        prompted=ObjectiveName.sft in config.objectives,
-    )
+    seed, documents = config.trainer.seed, _UNBOUNDED if data.pack else count
+    if data.name is DataName.prepared:
+        prepared, validation = prepared_documents(data, vocab_size)
+        train: Documents = Shuffled(prepared, seed=seed, length=documents, shuffle=data.shuffle)
+    else:
+        train, validation = load_documents(
+            data,
+            tokenizer,
+            seed=seed,
+            max_documents=documents,
+            vocab_size=vocab_size,
+            prompted=ObjectiveName.sft in config.objectives,
+        )
     held_out = Rows(validation, data.seq_length)
     if data.name is DataName.preferences:
         return PreferenceRows(train, data.seq_length, multiple=multiple), held_out
@@ -55,6 +89,25 @@ def load_rows(config: Config, tokenizer: PreTrainedTokenizerFast, vocab_size: in
     return packed, held_out
 
 
+def _validated_on(config: Config) -> Data:
+    """Nothing is held out for a validation that never comes."""
+    return config.data if config.trainer.val_interval else replace(config.data, validation_samples=0)
+
+
+def prepared_documents(data: Data, vocab_size: int) -> tuple[Documents, Documents]:
+    """What a folder of `nemo-cdt prepare` has to train on, and the first ``data.validation_samples`` that it holds out.
+
+    Raises:
+        ValueError: where the model has no room for the tokenizer's vocabulary.
+    """
+    folder = Path(data.path or "")
+    size = read_summary(folder)["tokenizer"]["size"]
+    if size > vocab_size:
+        raise ValueError(f"model.vocab_size={vocab_size} is smaller than the {size} of the tokenizer of {folder}")
+    train, count = IndexedDocuments(folder / TRAIN), data.validation_samples
+    return train, Subset(IndexedDocuments(folder / VALIDATION) if count else train, np.arange(count))
+
+
 _UNBOUNDED = 2**40
 """Documents that a packed run may ask for: how many it needs is known once they are packed."""
 
@@ -62,11 +115,11 @@ _UNBOUNDED = 2**40
 class RowDataModule(L.LightningDataModule):
     """train must hold ``trainer.max_steps * trainer.global_batch_size`` rows, in the order in which they are read."""
 
-    def __init__(self, config: Config, train: AnyRows, validation: AnyRows) -> None:
+    def __init__(self, config: Config, train: AnyRows, held_out: Rows) -> None:
         super().__init__()
         self.num_workers = config.data.num_workers
         self.train = train
-        self.validation = validation
+        self.held_out = held_out
         self.data_sampler = MegatronDataSampler(
             seq_len=config.data.seq_length,
             micro_batch_size=config.trainer.micro_batch_size,
@@ -74,11 +127,16 @@ class RowDataModule(L.LightningDataModule):
             output_log=False,
         )
 
+    @property
+    def truncated(self) -> tuple[int, int]:
+        """Documents cut and tokens lost so far, by this process and its workers."""
+        return self.train.documents.truncated
+
     def train_dataloader(self) -> WrappedDataLoader:
         return self._loader(self.train, "train")
 
     def val_dataloader(self) -> WrappedDataLoader:
-        return self._loader(self.validation, "validation")
+        return self._loader(self.held_out, "validation")
 
     def _loader(self, rows: AnyRows, mode: str) -> WrappedDataLoader:
         assert self.trainer is not None

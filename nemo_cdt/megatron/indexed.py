@@ -1,0 +1,44 @@
+"""Documents in Megatron's indexed format, written by its own builder and read by its own data set.
+
+A document is one sequence, its tokens, which are their own labels; or two: its tokens and its labels.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+
+from nemo_cdt.data.documents import Document
+
+
+def write_indexed(prefix: Path, documents: Iterable[Sequence[np.ndarray]]) -> None:
+    """PREFIX.bin and PREFIX.idx, of the sequences of each document."""
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.int32)
+    for sequences in documents:
+        builder.add_document(np.concatenate(sequences), [len(sequence) for sequence in sequences])
+    builder.finalize(f"{prefix}.idx")
+
+
+class IndexedDocuments:
+    """``Documents`` of PREFIX.bin and PREFIX.idx, which are mapped into memory: a length costs no reading."""
+
+    def __init__(self, prefix: Path) -> None:
+        self._sequences = IndexedDataset(str(prefix))
+        edges = self._sequences.document_indices
+        self._first, counts = edges[:-1], np.diff(edges)
+        if not len(counts) or not np.isin(counts, (1, 2)).all():
+            raise ValueError(f"{prefix}.idx: a document must be its tokens, or its tokens and its labels")
+        self._last = edges[1:] - 1
+
+    truncated = (0, 0)
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def __getitem__(self, index: int) -> Document:
+        ids, labels = (self._sequences[int(at[index])].astype(np.int64) for at in (self._first, self._last))
+        return Document(input_ids=ids, labels=labels)
+
+    def length(self, index: int) -> int:
+        return int(self._sequences.sequence_lengths[self._first[index]])

@@ -1,0 +1,92 @@
+"""The schema of ``conf/prepare``: what becomes of a data set's files."""
+
+from dataclasses import dataclass, field
+from typing import Optional
+
+from nemo_cdt.enums import StrEnum
+
+
+class Kind(StrEnum):
+    """What a row of the files is.
+
+    books: a long text, cut into documents of ``seq_length`` tokens.  questions: a question, and passages or none, with
+    an answer, of which a chat is made.  rows: a chat (``messages``) or a text, as ``data=jsonl`` reads them.
+    """
+
+    books = "books"
+    questions = "questions"
+    rows = "rows"
+
+
+@dataclass(kw_only=True)
+class Fields:
+    """The names of a row's fields. A null is a field that the data set does not have."""
+
+    text: str = "text"  # books
+    question: Optional[str] = None
+    answer: Optional[str] = None
+    passages: Optional[str] = None  # a list of passages
+    passage: Optional[str] = None  # the text within a passage; null: a passage is a text itself
+    evidence: Optional[str] = None  # the supporting passages: a list, or how many
+
+
+@dataclass(kw_only=True)
+class Source:
+    kind: Kind = Kind.rows
+    input: Optional[str] = None  # the data set's local copy: a file or a folder
+    hub: Optional[str] = None  # its name on the Hugging Face Hub
+    licence: Optional[str] = None
+    samples: Optional[int] = None  # documents to train on; null: all
+    validation_samples: int = 0  # documents held out, besides: no row and no book gives to both
+    seq_length: Optional[int] = None  # books: the tokens of every document
+    min_tokens: int = 2  # of a document, its chat template's included
+    max_tokens: Optional[int] = None
+    evidence: list[int] = field(default_factory=list)  # numbers of supporting passages, equally often; empty: any
+    fields: Fields = field(default_factory=Fields)
+    passage: str = "Passage {number}:\n{text}\n"  # how a passage is written
+    prompt: str = "{passages}\n{question}"  # what the user's turn says
+
+
+@dataclass(kw_only=True)
+class Prepare(Source):
+    """One source."""
+
+    output: Optional[str] = None
+    tokenizer: Optional[str] = None  # a Hugging Face folder, or "byte"
+    seed: int = 42
+    workers: int = 1
+
+
+@dataclass(kw_only=True)
+class Alignment:
+    """Both sources, mixed."""
+
+    longmit: Source = field(default_factory=Source)
+    longalpaca: Source = field(default_factory=Source)
+    output: Optional[str] = None
+    tokenizer: Optional[str] = None
+    seed: int = 42
+    workers: int = 1
+
+
+Settings = Prepare | Alignment
+SCHEMAS: dict[str, type[Settings]] = {
+    "pg19": Prepare,
+    "longmit": Prepare,
+    "longalpaca": Prepare,
+    "alignment": Alignment,
+    "jsonl": Prepare,
+}
+"""By the name of what is prepared, which is that of its file in ``conf/prepare``."""
+
+
+def sources(name: str, settings: Settings) -> dict[str, Source]:
+    """Each source by its name."""
+    if isinstance(settings, Alignment):
+        return {"longmit": settings.longmit, "longalpaca": settings.longalpaca}
+    return {name: settings}
+
+
+def prefix(name: str, settings: Settings) -> str:
+    """Of the keys of the source ``name`` on the command line."""
+    return f"{name}." if isinstance(settings, Alignment) else ""
