@@ -40,7 +40,7 @@ from nemo_cdt.nemo.logo import Logo
 from nemo_cdt.nemo.longce import LongCE
 from nemo_cdt.nemo.lora import Adapters, adapters
 from nemo_cdt.nemo.metrics import JsonLinesLogger
-from nemo_cdt.nemo.model import CDTLlamaModel, llama_config, padded
+from nemo_cdt.nemo.model import CDTModel, nemo_config, padded
 from nemo_cdt.nemo.profile import Profile
 from nemo_cdt.nemo.progress import Progress
 from nemo_cdt.nemo.sample import SampleWriter
@@ -90,7 +90,7 @@ def _export(config: Config, checkpoints: Path) -> None:
     convert(checkpoint, folder)
 
 
-def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTLlamaModel, RowDataModule]:
+def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTModel, RowDataModule]:
     """Everything ``trainer.fit`` needs, connected to OUTPUT."""
     output = Path(config.output)
     # NeMo's telemetry, which only its own `llm.train` configures: under torchrun rank 0 would raise at the first save.
@@ -99,14 +99,14 @@ def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTLlamaModel, RowD
     L.seed_everything(config.trainer.seed, workers=True, verbose=False)
     start_from, vocab_size = initial_checkpoint(config)
     tokenizer = load_tokenizer(config.tokenizer)
-    model_config = llama_config(config, vocab_size=vocab_size or padded(len(tokenizer)), on_gpu=on_gpu)
+    model_config = nemo_config(config, vocab_size=vocab_size or padded(len(tokenizer)), on_gpu=on_gpu)
     train, validation = load_rows(config, tokenizer, model_config.vocab_size)
     with FileLock(output / ".tokenizer.lock"):  # one rank writes, the others wait and find it whole
         if not (output / "tokenizer").exists():
             with new_folder(output / "tokenizer") as folder:
                 tokenizer.save_pretrained(folder)
     lora = adapters(config.lora)
-    model = CDTLlamaModel(
+    model = CDTModel(
         model_config,
         optim=_optimizer(config),
         tokenizer=AutoTokenizer(str(output / "tokenizer"), use_fast=True),

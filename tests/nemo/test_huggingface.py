@@ -9,7 +9,7 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 from nemo_cdt.config import Model, RopeScaling
 from nemo_cdt.data.tokenizer import byte_tokenizer
 from nemo_cdt.nemo import huggingface
-from nemo_cdt.nemo.llama_weights import huggingface_shapes
+from nemo_cdt.nemo.weights import huggingface_shapes
 
 MODEL = Model(
     name="hf",

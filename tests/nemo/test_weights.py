@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nemo_cdt.config import Model
-from nemo_cdt.nemo.llama_weights import (
+from nemo_cdt.nemo.weights import (
     huggingface_shapes,
     megatron_shapes,
     to_huggingface,
