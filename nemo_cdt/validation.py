@@ -138,7 +138,7 @@ def _check_model(config: Config) -> None:
     )
     _require(
         model.head_dim is None or model.head_dim % 2 == 0,
-        f"model.head_dim={model.head_dim} must be even, for RoPE: set model.head_dim={_nearest(model.head_dim or 0, 2)}",
+        f"model.head_dim={model.head_dim} must be even: set model.head_dim={_nearest(model.head_dim or 0, 2)}",
     )
     _require(
         heads % groups == 0,
@@ -161,8 +161,8 @@ def _check_family(model: Model) -> None:
         )
     _require(
         window or model.sliding_window is None,
-        f"model.sliding_window={model.sliding_window} with model.family={model.family}, which at Hugging Face has none: "
-        f"set model.sliding_window=null, or model.family=mistral",
+        f"model.sliding_window={model.sliding_window} with model.family={model.family}, which at Hugging Face "
+        "has none: set model.sliding_window=null, or model.family=mistral",
     )
 
 

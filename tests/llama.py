@@ -37,20 +37,23 @@ def loaded(folder: Path) -> PreTrainedModel:
 
 def configuration(model: Model, vocab_size: int) -> PretrainedConfig:
     rope = model.rope
-    scaling = rope and {
-        "llama3": {
-            "rope_type": "llama3",
-            "factor": rope.factor,
-            "low_freq_factor": rope.low_freq_factor,
-            "high_freq_factor": rope.high_freq_factor,
-            "original_max_position_embeddings": rope.original_max_position_embeddings,
-        },
-        "yarn": {
-            "rope_type": "yarn",
-            "factor": rope.factor,
-            "original_max_position_embeddings": rope.original_max_position_embeddings,
-        },
-    }[str(rope.rope_type)]
+    scaling = (
+        rope
+        and {
+            "llama3": {
+                "rope_type": "llama3",
+                "factor": rope.factor,
+                "low_freq_factor": rope.low_freq_factor,
+                "high_freq_factor": rope.high_freq_factor,
+                "original_max_position_embeddings": rope.original_max_position_embeddings,
+            },
+            "yarn": {
+                "rope_type": "yarn",
+                "factor": rope.factor,
+                "original_max_position_embeddings": rope.original_max_position_embeddings,
+            },
+        }[str(rope.rope_type)]
+    )
     fields = {
         "llama": {"head_dim": model.head_dim},
         "mistral": {"head_dim": model.head_dim, "sliding_window": model.sliding_window},

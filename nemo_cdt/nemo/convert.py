@@ -18,7 +18,8 @@ def convert(source: Path, destination: Path) -> None:
     Runs in one process on the CPU, with one copy of the weights in memory. Writes ``destination`` whole or not at all.
 
     Raises:
-        ValueError: where ``source`` is neither, is of no known family or lacks a weight, or ``destination`` is not empty.
+        ValueError: where ``source`` is neither, is of no :class:`~nemo_cdt.config.Family` or lacks a weight, or
+            ``destination`` is not empty.
     """
     from_hf = (source / "config.json").is_file()
     if not (from_hf or (source / "weights").is_dir()):
@@ -49,8 +50,8 @@ def _import(source: Path, folder: Path) -> None:
 
 def _export(source: Path, folder: Path) -> None:
     from nemo_cdt.nemo import distributed, huggingface
-    from nemo_cdt.nemo.weights import to_huggingface
     from nemo_cdt.nemo.merge import base_of, read_merged
+    from nemo_cdt.nemo.weights import to_huggingface
 
     model = distributed.read_model(source, base_of(source))
     weights = read_merged(source, model)

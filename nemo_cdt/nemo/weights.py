@@ -5,8 +5,9 @@ Megatron keeps in one matrix what Hugging Face keeps in several. With heads N, q
     linear_qkv   for each group its N/G query heads, its key and its value, [G * (N/G + 2) * D, hidden]
     linear_fc1   the gate, then the up projection, [2 * ffn, hidden]
 
-Both, and the biases of the first, are one rule (:class:`Block`). Megatron's names here are those in a distributed checkpoint, which are Transformer
-Engine's: layers without it, ours among them, rename their two norms when they save and load.
+Both, and the first one's biases, are one rule (:class:`Block`). Megatron's names here are those in a distributed
+checkpoint, which are Transformer Engine's: layers without it, ours among them, rename their two norms when they save
+and load.
 """
 
 from collections.abc import Iterator, Mapping
