@@ -95,7 +95,8 @@ def test_llama31_8b_is_what_its_name_says():
         ),
         (
             "model=huge",
-            "model=huge does not exist: choose model=llama31_70b|llama31_8b|llama32_1b|llama3_8b|mistral_7b|qwen25_7b|qwen3_8b|tiny",
+            "model=huge does not exist: choose model=llama31_70b|llama31_8b|llama32_1b|llama3_8b|mistral_7b|qwen25_7b|"
+            "qwen3_8b|tiny",
         ),
         ("model.rope_scaling=null", "model.rope_scaling: field 'model.rope_scaling' is not Optional"),
         (

@@ -230,7 +230,7 @@ def _written(scaling: RopeScaling) -> dict[str, Any]:
     return {"rope_type": str(scaling.rope_type)} | {k: v for k, v in fields.items() if v is not None}
 
 
-def _special_tokens(folder: Path, vocabulary: int) -> Mapping[str, int | None]:
+def _special_tokens(folder: Path, vocabulary: int) -> dict[str, Any]:
     """Of the tokenizer, as far as the model has them: transformers makes no model with a padding token beyond."""
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     if not has_tokenizer(folder):
