@@ -140,7 +140,7 @@ def test_merged_weights_keep_the_precision_of_what_is_adapted(uninterrupted: Pat
     ("old", "new", "message"),
     [
         ("  dim: 8\n", "  dim: 4\n", r"linear_in\.weight is \(2, 8, 64\) and not \(2, 4, 64\)"),
-        ("  - linear_proj\n", "", r"linear_proj\.adapter\.\S+ is no weight of this Llama"),
+        ("  - linear_proj\n", "", r"linear_proj\.adapter\.\S+ is no weight of this model"),
         ("model_transform:", "transform:", r"context/model\.yaml has no dim of a LoRA"),
     ],
 )
