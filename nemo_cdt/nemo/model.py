@@ -36,7 +36,8 @@ class CDTConfig(Llama3Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.window_size = self.window_size and tuple(self.window_size)  # a list in a checkpoint
+        if self.window_size:
+            self.window_size = tuple(self.window_size)  # a list in a checkpoint
         if self.rope_scaling:
             self.softmax_scale = softmax_scale(self.kv_channels, RopeScaling(**self.rope_scaling))
 
