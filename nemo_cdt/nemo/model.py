@@ -1,6 +1,6 @@
 """From the ``model`` group of conf/ to a NeMo model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,11 +33,12 @@ class CDTConfig(Llama3Config):
 
     family: str = "llama"
     rope_scaling: dict[str, Any] | None = None
+    window_size: Sequence[int] | None = None  # Megatron's pair; a list in a checkpoint
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.window_size:
-            self.window_size = tuple(self.window_size)  # a list in a checkpoint
+            self.window_size = tuple(self.window_size)
         if self.rope_scaling:
             self.softmax_scale = softmax_scale(self.kv_channels, RopeScaling(**self.rope_scaling))
 
