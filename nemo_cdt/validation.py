@@ -278,7 +278,12 @@ def _check_packing(config: Config) -> None:
         f"trainer.micro_batch_size={trainer.micro_batch_size} with data.pack=true: set trainer.micro_batch_size=1, "
         "a packed row holds several documents already",
     )
-    comm = config.parallel.context_comm
+    comm, window, context = config.parallel.context_comm, config.model.sliding_window, config.parallel.context
+    _require(
+        not data.pack or window is None or context == 1,
+        f"model.sliding_window={window} with data.pack=true and parallel.context={context}: Transformer Engine takes "
+        "packed rows where it has no sliding window, set parallel.context=1, or data.pack=false",
+    )
     _require(
         not (data.pack or preferences) or comm is not ContextComm.all_gather,
         f"parallel.context_comm={comm} with packed rows (data.pack={data.pack}, data.name={data.name}), which "
