@@ -279,10 +279,12 @@ def _check_packing(config: Config) -> None:
         "a packed row holds several documents already",
     )
     comm, window, context = config.parallel.context_comm, config.model.sliding_window, config.parallel.context
+    packed = data.pack or preferences or any(name.weighs for name in config.objectives)
     _require(
-        not data.pack or window is None or context == 1,
-        f"model.sliding_window={window} with data.pack=true and parallel.context={context}: Transformer Engine takes "
-        "packed rows where it has no sliding window, set parallel.context=1, or data.pack=false",
+        not packed or window is None or context == 1,
+        f"model.sliding_window={window} with parallel.context={context} and packed rows (data.pack={_yaml(data.pack)}, "
+        f"data.name={data.name}, objective.name={config.objective.name}): Transformer Engine takes them where it has "
+        "no sliding window, set parallel.context=1",
     )
     _require(
         not (data.pack or preferences) or comm is not ContextComm.all_gather,

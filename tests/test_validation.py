@@ -68,7 +68,7 @@ REFUSED = {
         "set parallel.context_comm=all_gather or a2a"
     ),
     "model.family=mistral model.sliding_window=64 parallel.context=2 trainer.devices=2 parallel.context_comm=a2a "
-    "data.pack=true": "set parallel.context=1, or data.pack=false",
+    "data.pack=true": "set parallel.context=1",
     "model.rope_scaling.beta_fast=16": "has no effect with model.rope_scaling.rope_type=llama3: remove it",
     "model.rope_scaling.rope_type=yarn model.rope_scaling.beta_slow=40": "below model.rope_scaling.beta_fast=32",
     "data.pack=true parallel.context=2 trainer.devices=2 parallel.context_comm=all_gather": "set parallel.context_comm",
