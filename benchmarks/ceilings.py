@@ -6,7 +6,6 @@ kernel computes again included.
 
 import argparse
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.benchmark import Measurement, Timer
 
 from benchmarks.measured import Row, attempted, on_gpu, shape
+from nemo_cdt.config import Model
 from nemo_cdt.cost import flops
 
 LENGTHS = (8192, 32768, 131072) if on_gpu() else (256,)
@@ -36,16 +36,16 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
             yield row | attempted(attend, model, length, attention)
 
 
-def products(model: SimpleNamespace) -> dict[str, tuple[int, int, int]]:
+def products(model: Model) -> dict[str, tuple[int, int, int]]:
     """Tokens x inputs x outputs of the model's linears, at as many tokens as the square has rows."""
-    h, groups = model.hidden_size, model.num_query_groups / model.num_attention_heads
+    h, vocabulary = model.hidden_size, flops.vocabulary(model)
     widths = {
         "square": (SQUARE, SQUARE),
-        "qkv": (h, int(h * (1 + 2 * groups))),
-        "attention output": (h, h),
+        "qkv": (h, model.query_size + 2 * model.key_size),
+        "attention output": (model.query_size, h),
         "gate and up": (h, 2 * model.ffn_hidden_size),
         "down": (model.ffn_hidden_size, h),
-        "head": (h, model.vocab_size),
+        "head": (h, vocabulary),
     }
     return {name: (SQUARE, inputs, outputs) for name, (inputs, outputs) in widths.items()}
 
@@ -69,7 +69,7 @@ def peak() -> float:
     return matmul(SQUARE, SQUARE, SQUARE)["tflops"]
 
 
-def attentions(model: SimpleNamespace) -> dict[str, Attention]:
+def attentions(model: Model) -> dict[str, Attention]:
     found = {"SDPA flash": _sdpa(SDPBackend.FLASH_ATTENTION)}
     if on_gpu():
         found["SDPA cuDNN"] = _sdpa(SDPBackend.CUDNN_ATTENTION)
@@ -80,9 +80,9 @@ def attentions(model: SimpleNamespace) -> dict[str, Attention]:
     return found
 
 
-def attend(model: SimpleNamespace, length: int, attention: Attention) -> Row:
+def attend(model: Model, length: int, attention: Attention) -> Row:
     heads, groups = model.num_attention_heads, model.num_query_groups
-    sizes = {"b": 1, "s": length, "d": model.hidden_size // heads}
+    sizes = {"b": 1, "s": length, "d": model.head_size}
     q, k, v = (
         _random(*((sizes | {"h": n})[axis] for axis in attention.layout)).requires_grad_()
         for n in (heads, groups, groups)
@@ -107,12 +107,12 @@ def _sdpa(backend: SDPBackend) -> Attention:
     return Attention(call, "bhsd")
 
 
-def _transformer_engine(model: SimpleNamespace) -> Attention:
+def _transformer_engine(model: Model) -> Attention:
     from transformer_engine.pytorch import DotProductAttention
 
     module = DotProductAttention(
         model.num_attention_heads,
-        model.hidden_size // model.num_attention_heads,
+        model.head_size,
         num_gqa_groups=model.num_query_groups,
         attn_mask_type="causal",
         qkv_format="sbhd",

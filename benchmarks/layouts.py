@@ -133,7 +133,7 @@ def _configured(folder: Path, run: str, seq_length: int, overrides: str, world: 
 def _random_weights(config: Config) -> None:
     """Writes the checkpoint that every run starts from."""
     from nemo_cdt.nemo import distributed
-    from nemo_cdt.nemo.llama_weights import megatron_shapes
+    from nemo_cdt.nemo.weights import megatron_shapes
 
     device, dtype = ("cuda", torch.bfloat16) if on_gpu() else ("cpu", torch.float32)
     torch.manual_seed(0)

@@ -9,13 +9,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
-import yaml
+from omegaconf import OmegaConf
 
+from nemo_cdt.config import Model
 from nemo_cdt.nemo.versions import versions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,12 +29,12 @@ def on_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def shape(num_layers: int | None) -> SimpleNamespace:
-    """The numbers of the model that is measured, named as in ``conf/model``: Llama-3.1-8B's, without a GPU the tiny
-    one's."""
-    name, defaults = ("llama31_8b", {}) if on_gpu() else ("tiny", {"vocab_size": 384})
-    values = yaml.safe_load((ROOT / f"conf/model/{name}.yaml").read_text())
-    return SimpleNamespace(**(defaults | values | ({"num_layers": num_layers} if num_layers else {})))
+def shape(num_layers: int | None) -> Model:
+    """The model that is measured: Llama-3.1-8B, without a GPU the tiny one."""
+    name, defaults = ("llama31_8b", Model()) if on_gpu() else ("tiny", Model(vocab_size=384))
+    values = OmegaConf.load(ROOT / f"conf/model/{name}.yaml")
+    model = cast(Model, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(defaults), values)))
+    return replace(model, num_layers=num_layers or model.num_layers)
 
 
 def repeated(values: list[float]) -> Row:

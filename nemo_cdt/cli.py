@@ -23,7 +23,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor = verbs.add_parser("doctor", help="say what is installed, what does not fit, and what to do about it")
     doctor.set_defaults(verb=_doctor)
 
-    convert = verbs.add_parser("convert", help="a Hugging Face Llama into a NeMo checkpoint, or back")
+    convert = verbs.add_parser("convert", help="a Hugging Face model into a NeMo checkpoint, or back")
     convert.add_argument("source", type=Path, metavar="SRC", help="a folder of either kind")
     convert.add_argument("destination", type=Path, metavar="DST", help="a folder that does not exist yet")
     convert.set_defaults(verb=_convert)

@@ -110,7 +110,7 @@ class Schedule(StrEnum):
 
 
 class LoraTarget(StrEnum):
-    """The linear layers of Megatron's Llama, as NeMo's LoRA names them."""
+    """The linear layers of Megatron's GPT, as NeMo's LoRA names them."""
 
     linear_qkv = "linear_qkv"
     linear_proj = "linear_proj"
@@ -118,33 +118,84 @@ class LoraTarget(StrEnum):
     linear_fc2 = "linear_fc2"
 
 
+class Family(StrEnum):
+    """What Hugging Face calls a model, its ``model_type``: an export has that family's ``config.json``."""
+
+    llama = "llama"
+    mistral = "mistral"
+    qwen2 = "qwen2"
+    qwen3 = "qwen3"
+
+
+class RopeType(StrEnum):
+    none = "none"
+    llama3 = "llama3"
+    yarn = "yarn"
+
+
 @dataclass(kw_only=True, slots=True)
 class RopeScaling:
-    """Llama 3.1's RoPE scaling; the names are those of a Hugging Face ``config.json``."""
+    """How RoPE reaches beyond its training length; the names are those of a Hugging Face ``config.json``.
 
+    Not null where there is none: Hydra cannot set a key of what is null.
+    """
+
+    rope_type: RopeType = RopeType.llama3
     factor: float = 8.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
+    low_freq_factor: float = 1.0  # of llama3, as the next
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0  # of yarn, as the next two
+    beta_slow: float = 1.0
+    attention_factor: Optional[float] = None  # scales queries and keys; None: 0.1 ln(factor) + 1
+
+    def __post_init__(self) -> None:
+        self.rope_type = RopeType(self.rope_type)  # a plain word in a checkpoint
 
 
 @dataclass(kw_only=True, slots=True)
 class Model:
     name: str = "tiny"
+    family: Family = Family.llama
     num_layers: int = 4
     hidden_size: int = 128
     ffn_hidden_size: int = 384
     num_attention_heads: int = 4
     num_query_groups: int = 2
+    head_dim: Optional[int] = None  # None: hidden_size / num_attention_heads
+    qkv_bias: bool = False
+    qk_norm: bool = False  # RMSNorm of each head's query and key, before RoPE
+    sliding_window: Optional[int] = None  # positions that one attends to, itself included; None: all before it
+    attention_dropout: float = 0.0
+    hidden_dropout: float = 0.0  # of the embedding and of what each layer adds to the residual stream
     vocab_size: Optional[int] = None  # None: the tokenizer's, padded as Megatron pads it
     max_positions: int = 131072
     rotary_base: float = 500000.0
-    rope_scaling: Optional[RopeScaling] = field(default_factory=RopeScaling)
+    rope_scaling: RopeScaling = field(default_factory=RopeScaling)
     norm_epsilon: float = 1e-5
     init_std: float = 0.02
     tied_embeddings: bool = False
     fp32_residual: bool = False  # keep the residual stream, and so the denoised embedding, in fp32
     tokenizer: Optional[str] = None  # a Hugging Face folder, or "byte"; None: that of init.hf, else byte
+
+    @property
+    def rope(self) -> RopeScaling | None:
+        """The scaling, where there is one."""
+        return None if self.rope_scaling.rope_type is RopeType.none else self.rope_scaling
+
+    @property
+    def head_size(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def query_size(self) -> int:
+        """Of all heads' queries together, and of attention's output."""
+        return self.num_attention_heads * self.head_size
+
+    @property
+    def key_size(self) -> int:
+        """Of all groups' keys together, and of their values."""
+        return self.num_query_groups * self.head_size
 
 
 @dataclass(kw_only=True, slots=True)

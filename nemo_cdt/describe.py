@@ -50,7 +50,13 @@ def _strength(objective: Objective) -> str:
 def _model(config: Config) -> str:
     model = config.model
     heads = f"{model.num_attention_heads} heads in {model.num_query_groups} groups"
-    return f"{model.name}: {model.num_layers} layers, width {model.hidden_size}, {heads}"
+    window = f", sliding window {model.sliding_window:,}" if model.sliding_window else ""
+    return f"{model.name}: {model.num_layers} layers, width {model.hidden_size}, {heads}{window}; {_rope(model)}"
+
+
+def _rope(model: Model) -> str:
+    scaling = f" with {model.rope.rope_type} scaling by {model.rope.factor:g}" if model.rope else ""
+    return f"RoPE base {model.rotary_base:g}{scaling}"
 
 
 def _weights(config: Config) -> str:
@@ -66,10 +72,9 @@ def _lora(lora: Lora, model: Model) -> str:
 def trainable_parameters(lora: Lora, model: Model) -> int:
     """Of all adapters: A [rank, in] and B [out, rank] for each target of each layer."""
     hidden, ffn = model.hidden_size, model.ffn_hidden_size
-    key_value = hidden // model.num_attention_heads * model.num_query_groups
     sizes = {
-        LoraTarget.linear_qkv: hidden + hidden + 2 * key_value,
-        LoraTarget.linear_proj: hidden + hidden,
+        LoraTarget.linear_qkv: hidden + model.query_size + 2 * model.key_size,
+        LoraTarget.linear_proj: model.query_size + hidden,
         LoraTarget.linear_fc1: hidden + 2 * ffn,
         LoraTarget.linear_fc2: ffn + hidden,
     }

@@ -16,6 +16,7 @@ from nemo_cdt.config import (
     Data,
     DataName,
     DetectionRecompute,
+    Family,
     LongPPL,
     Lora,
     LoraTarget,
@@ -25,6 +26,8 @@ from nemo_cdt.config import (
     Parallel,
     Precision,
     Recompute,
+    RopeScaling,
+    RopeType,
     Trainer,
     walk,
 )
@@ -40,6 +43,8 @@ MAY_BE_ZERO = {
     "data.num_workers",
     "data.emojis",
     "longppl.alpha",
+    "model.attention_dropout",
+    "model.hidden_dropout",
     "lora.rank",
     "lora.dropout",
     "trainer.seed",
@@ -61,6 +66,16 @@ MAY_BE_NEGATIVE = {"longppl.beta"}
 HOPS = {3, 4}
 OF_LONGCE = ("window", "internal", "gamma")
 OF_LOGO = ("preference_beta", "margin", "sft_weight")
+FAMILIES = {  # what Hugging Face has in each: qkv_bias, qk_norm, and whether a sliding window is possible
+    Family.llama: (False, False, False),
+    Family.mistral: (False, False, True),
+    Family.qwen2: (True, False, True),
+    Family.qwen3: (False, True, True),
+}
+OF_ROPE_TYPE = {  # of model.rope_scaling, what the other type has no use for
+    RopeType.llama3: ("low_freq_factor", "high_freq_factor"),
+    RopeType.yarn: ("beta_fast", "beta_slow", "attention_factor"),
+}
 
 
 def validate(config: Config, site: str = "launcher") -> None:
@@ -125,15 +140,55 @@ def _check_model(config: Config) -> None:
     model = config.model
     heads, groups = model.num_attention_heads, model.num_query_groups
     _require(
-        model.hidden_size % (2 * heads) == 0,
+        model.head_dim is not None or model.hidden_size % (2 * heads) == 0,
         f"model.hidden_size={model.hidden_size} must be a multiple of 2 * model.num_attention_heads={heads}: "
-        f"set model.hidden_size={_nearest(model.hidden_size, 2 * heads)}",
+        f"set model.hidden_size={_nearest(model.hidden_size, 2 * heads)}, or model.head_dim",
+    )
+    _require(
+        model.head_dim is None or model.head_dim % 2 == 0,
+        f"model.head_dim={model.head_dim} must be even: set model.head_dim={_nearest(model.head_dim or 0, 2)}",
     )
     _require(
         heads % groups == 0,
         f"model.num_query_groups={groups} must divide model.num_attention_heads={heads}: "
         f"set model.num_query_groups to {_divisors(heads)}",
     )
+    for name in ("attention_dropout", "hidden_dropout"):
+        _require(getattr(model, name) < 1, f"model.{name}={getattr(model, name)}: set it below 1")
+    _check_family(model)
+    _check_rope(model.rope_scaling)
+
+
+def _check_family(model: Model) -> None:
+    bias, norm, window = FAMILIES[model.family]
+    for key, has in (("qkv_bias", bias), ("qk_norm", norm)):
+        _require(
+            getattr(model, key) == has,
+            f"model.{key}={_yaml(not has)} with model.family={model.family}, which at Hugging Face has "
+            f"{'it' if has else 'none'}: set model.{key}={_yaml(has)}, or another model.family",
+        )
+    _require(
+        window or model.sliding_window is None,
+        f"model.sliding_window={model.sliding_window} with model.family={model.family}, which at Hugging Face "
+        "has none: set model.sliding_window=null, or model.family=mistral",
+    )
+
+
+def _check_rope(scaling: RopeScaling) -> None:
+    default = RopeScaling()
+    for kind, keys in OF_ROPE_TYPE.items():
+        for key in keys:
+            _require(
+                kind is scaling.rope_type or getattr(scaling, key) == getattr(default, key),
+                f"model.rope_scaling.{key}={getattr(scaling, key)} has no effect with model.rope_scaling.rope_type="
+                f"{scaling.rope_type}: remove it, or set model.rope_scaling.rope_type={kind}",
+            )
+    for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
+        _require(
+            getattr(scaling, low) < getattr(scaling, high),
+            f"model.rope_scaling.{low}={getattr(scaling, low)} must be below model.rope_scaling.{high}="
+            f"{getattr(scaling, high)}",
+        )
 
 
 def _check_layout(config: Config) -> None:
@@ -150,6 +205,17 @@ def _check_layout(config: Config) -> None:
         f"trainer.devices={trainer.devices} * trainer.num_nodes={trainer.num_nodes} must be a multiple of "
         f"parallel.tensor={parallel.tensor} * parallel.pipeline={parallel.pipeline} * "
         f"parallel.context={parallel.context}: set trainer.devices={_nearest(trainer.world_size, parallel.model_size)}",
+    )
+
+
+def check_vocabulary(config: Config, vocabulary: int, where: str) -> None:
+    """Raise ValueError unless the tensor-parallel ranks can share the vocabulary of ``where``."""
+    tensor, model = config.parallel.tensor, config.model
+    largest = math.gcd(vocabulary, model.num_query_groups, model.ffn_hidden_size)
+    _require(
+        vocabulary % tensor == 0,
+        f"{where} has a vocabulary of {vocabulary}, which parallel.tensor={tensor} does not divide: "
+        f"set parallel.tensor to {_divisors(largest)}",
     )
 
 
@@ -197,6 +263,11 @@ def _check_context(model: Model, parallel: Parallel) -> None:
         f"to be a multiple of parallel.context={context}: set parallel.context_comm=p2p",
     )
     _require(
+        model.sliding_window is None or context == 1 or comm is not ContextComm.p2p,
+        f"model.sliding_window={model.sliding_window} with parallel.context={context} and parallel.context_comm=p2p, "
+        "where Transformer Engine has no sliding window: set parallel.context_comm=all_gather or a2a",
+    )
+    _require(
         parallel.overlap_grad_reduce or not parallel.overlap_param_gather,
         "parallel.overlap_param_gather=true needs parallel.overlap_grad_reduce=true",
     )
@@ -215,7 +286,14 @@ def _check_packing(config: Config) -> None:
         f"trainer.micro_batch_size={trainer.micro_batch_size} with data.pack=true: set trainer.micro_batch_size=1, "
         "a packed row holds several documents already",
     )
-    comm = config.parallel.context_comm
+    comm, window, context = config.parallel.context_comm, config.model.sliding_window, config.parallel.context
+    packed = data.pack or preferences or any(name.weighs for name in config.objectives)
+    _require(
+        not packed or window is None or context == 1,
+        f"model.sliding_window={window} with parallel.context={context} and packed rows (data.pack={_yaml(data.pack)}, "
+        f"data.name={data.name}, objective.name={config.objective.name}): Transformer Engine takes them where it has "
+        "no sliding window, set parallel.context=1",
+    )
     _require(
         not (data.pack or preferences) or comm is not ContextComm.all_gather,
         f"parallel.context_comm={comm} with packed rows (data.pack={data.pack}, data.name={data.name}), which "
@@ -527,7 +605,7 @@ def _check_sources(config: Config) -> None:
         if folder is not None:
             _require(Path(folder).is_dir(), f"{name}={folder} is no folder")
     if init.hf is not None:
-        _check_hf_llama(Path(init.hf))
+        _check_hf_model(config, Path(init.hf))
     _require(
         config.longppl.evaluator is None or Path(config.longppl.evaluator, "config.json").is_file(),
         f"longppl.evaluator={config.longppl.evaluator} is no Hugging Face folder: it has no config.json",
@@ -548,12 +626,21 @@ def _check_sources(config: Config) -> None:
         )
 
 
-def _check_hf_llama(folder: Path) -> None:
+def _check_hf_model(config: Config, folder: Path) -> None:
     try:
-        kind = json.loads((folder / "config.json").read_text()).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
+        described = json.loads((folder / "config.json").read_text())
+        kind, vocabulary = described["model_type"], described.get("vocab_size", 0)
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"init.hf={folder} is no Hugging Face model: it has no readable config.json") from error
-    _require(kind == "llama", f"init.hf={folder} is a {kind} model: set init.hf to a Llama's folder")
+    known = ", ".join(Family)
+    _require(kind in [*Family], f"init.hf={folder} is a {kind} model: set init.hf to the folder of one of {known}")
+    family = config.model.family
+    _require(
+        kind == family,
+        f"init.hf={folder} is a {kind} model, but model={config.model.name} has model.family={family}: "
+        "set model to that of init.hf",
+    )
+    check_vocabulary(config, vocabulary, f"init.hf={folder}")
 
 
 def _check_output(config: Config) -> None:
@@ -597,6 +684,10 @@ def _nearest(value: int, divisor: int, most: float = math.inf) -> int:
     below = value // divisor * divisor
     above = below + divisor
     return above if below == 0 or (above - value <= value - below and above <= most) else below
+
+
+def _yaml(value: bool) -> str:
+    return str(value).lower()
 
 
 def divisors(value: int) -> list[int]:

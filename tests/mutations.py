@@ -27,6 +27,28 @@ def freezing_forgotten() -> None:
     schedule.frozen = not_frozen
 
 
+def detection_draws_for_itself() -> None:
+    from contextlib import nullcontext
+
+    from nemo_cdt.megatron import schedule
+
+    schedule._fork_rng = nullcontext
+
+
+def ranks_draw_their_own() -> None:
+    import torch
+
+    from nemo_cdt.nemo import strategy
+
+    right = strategy.model_parallel_cuda_manual_seed
+
+    def seeded(seed: int) -> None:
+        right(seed)
+        torch.manual_seed(seed + torch.distributed.get_rank())
+
+    strategy.model_parallel_cuda_manual_seed = seeded
+
+
 def adapters_unseen_by_detection() -> None:
     from nemo.collections.llm.peft.lora import LoRALinear
 

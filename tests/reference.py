@@ -1,4 +1,4 @@
-"""The independent reference: CDT and what it is compared to, on one Hugging Face Llama in fp32, with plain autograd and
+"""The independent reference: CDT and what it is compared to, on one Hugging Face model in fp32, with plain autograd and
 torch's AdamW.
 
 Written from design.md section 1 and the objectives' papers; it shares no code with nemo_cdt.
@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 
 @dataclass
@@ -29,7 +29,7 @@ class ReferenceCDT:
 
     def __init__(
         self,
-        model: LlamaForCausalLM,
+        model: PreTrainedModel,
         lr,
         *,
         beta,

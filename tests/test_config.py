@@ -1,6 +1,6 @@
 import pytest
 
-from nemo_cdt.config import Config, DataName, Init, Model, ObjectiveName, RopeScaling, load, save, walk
+from nemo_cdt.config import Config, DataName, Init, Model, ObjectiveName, RopeScaling, RopeType, load, save, walk
 
 
 def test_a_saved_run_loads_as_it_was(tmp_path):
@@ -18,9 +18,9 @@ def test_a_saved_run_loads_as_it_was(tmp_path):
 
 
 def test_a_run_without_rope_scaling_loads_without(tmp_path):
-    save(Config(model=Model(rope_scaling=None)), tmp_path / "config.yaml")
+    save(Config(model=Model(rope_scaling=RopeScaling(rope_type=RopeType.none))), tmp_path / "config.yaml")
 
-    assert load(tmp_path / "config.yaml").model.rope_scaling is None
+    assert load(tmp_path / "config.yaml").model.rope is None
 
 
 def test_a_tokenizer_that_is_not_named_is_that_of_init_hf_or_byte(tmp_path):
@@ -65,6 +65,14 @@ def test_every_key_is_walked_with_its_value():
     assert values["trainer.max_steps"] == 100
     assert values["model.rope_scaling.factor"] == 8.0
     assert values["compare_to"] is None
+
+
+def test_a_head_is_as_large_as_is_said_or_its_share_of_the_hidden_size():
+    model = Model(hidden_size=64, num_attention_heads=4, num_query_groups=2)
+
+    assert (model.head_size, model.query_size, model.key_size) == (16, 64, 32)
+    model.head_dim = 24
+    assert (model.head_size, model.query_size, model.key_size) == (24, 96, 48)
 
 
 def test_ranks_that_do_not_share_a_model_share_the_batch():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from nemo_cdt import config as c
 from nemo_cdt.describe import trainable_parameters
@@ -41,7 +41,7 @@ def parts(name: str, b: np.ndarray) -> list[np.ndarray]:
     return np.split(b, 2) if name == "linear_fc1" else [b]
 
 
-def adapted(weights: dict[str, np.ndarray]) -> tuple[LlamaForCausalLM, dict[str, list[nn.Parameter]]]:
+def adapted(weights: dict[str, np.ndarray]) -> tuple[PreTrainedModel, dict[str, list[nn.Parameter]]]:
     """A frozen Hugging Face Llama with adapters; and those, by Megatron's names: an A, and the parts of its B."""
     model = llama.hugging_face(TINY, VOCABULARY, weights).requires_grad_(False)
     adapters = {}

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from nemo_cdt.config import Config, Normalization, Objective, ObjectiveName
 from tests import jobs, llama
@@ -18,7 +18,7 @@ WEIGHT = 1e-5  # fp32 after steps of up to 2e-4 each
 
 
 def reference_steps(
-    config: Config, run: dict[str, Any], documents: list[tuple], model: LlamaForCausalLM
+    config: Config, run: dict[str, Any], documents: list[tuple], model: PreTrainedModel
 ) -> list[ReferenceStep]:
     """The reference's steps with ``model``, the run's initial one, on the run's own batches."""
     optim, objective = config.optim, config.objective

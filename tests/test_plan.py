@@ -119,6 +119,9 @@ def test_the_command_that_is_printed_runs_the_first_plan(example, tmp_path):
         *(("llama31_8b", path.stem, 8) for path in sorted((ROOT / "conf/cluster").glob("*.yaml"))),
         ("llama32_1b", "a100", 4),
         ("llama31_70b", "h200", 64),
+        ("qwen25_7b", "h200", 2),
+        ("qwen3_8b", "h200", 2),
+        ("mistral_7b", "h200", 2),
     ],
 )
 def test_every_plan_of_every_model_and_cluster_is_a_valid_run(model, gpu, gpus):
@@ -141,6 +144,12 @@ def test_what_is_set_holds():
     assert {each.config.trainer.recompute for each in found} == {each.detection for each in found} == {Recompute.full}
     chosen = command(found[0], request)
     assert len({each.partition("=")[0] for each in chosen}) == len(chosen)
+
+
+def test_a_sliding_window_is_exchanged_by_anything_but_p2p():
+    _, found = planned("model=mistral_7b model.sliding_window=4096 data.seq_length=32768 parallel.context=2")
+
+    assert {str(each.config.parallel.context_comm) for each in found} == {"all_gather", "a2a"}
 
 
 def test_packed_documents_are_exchanged_by_p2p_alone():

@@ -32,7 +32,11 @@ def test_the_defaults_are_a_run():
         "compare_to=ce",
         "objective.name=sft compare_to=longce objective.window=512",
         "objective.name=cdt_longce compare_to=cdt data.seq_length=8192",
-        "model.rope_scaling=null model.vocab_size=384",
+        "model.rope_scaling.rope_type=none model.vocab_size=384",
+        "model.rope_scaling.rope_type=yarn model.rope_scaling.beta_fast=16 model.rope_scaling.attention_factor=1.2",
+        "model.family=qwen3 model.qk_norm=true model.head_dim=24",
+        "model.family=mistral model.sliding_window=4096 parallel.context=2 trainer.devices=2 parallel.context_comm=a2a",
+        "model.attention_dropout=0.1 model.hidden_dropout=0.1",
         "trainer.precision=bf16 trainer.accelerator=cpu",
     ],
 )
@@ -54,6 +58,19 @@ REFUSED = {
     # the model
     "model.hidden_size=130": "set model.hidden_size=128",
     "model.num_query_groups=3": "set model.num_query_groups to 1, 2, 4",
+    "model.head_dim=25": "set model.head_dim=26",
+    "model.hidden_dropout=1": "model.hidden_dropout=1.0: set it below 1",
+    "model.attention_dropout=-0.1": "set it to 0 or more",
+    "model.family=qwen2": "set model.qkv_bias=true, or another model.family",
+    "model.qk_norm=true": "which at Hugging Face has none: set model.qk_norm=false",
+    "model.sliding_window=64": "set model.sliding_window=null, or model.family=mistral",
+    "model.family=mistral model.sliding_window=64 parallel.context=2 trainer.devices=2": (
+        "set parallel.context_comm=all_gather or a2a"
+    ),
+    "model.family=mistral model.sliding_window=64 parallel.context=2 trainer.devices=2 parallel.context_comm=a2a "
+    "data.pack=true": "set parallel.context=1",
+    "model.rope_scaling.beta_fast=16": "has no effect with model.rope_scaling.rope_type=llama3: remove it",
+    "model.rope_scaling.rope_type=yarn model.rope_scaling.beta_slow=40": "below model.rope_scaling.beta_fast=32",
     "data.pack=true parallel.context=2 trainer.devices=2 parallel.context_comm=all_gather": "set parallel.context_comm",
     # memory
     "trainer.offload_activations=4": "set trainer.offload_activations=3 or less",
@@ -144,6 +161,10 @@ REFUSED = {
     "init.nemo=/not/there": "init.nemo=/not/there is no folder",
     "init.hf=.": "init.hf=. is no Hugging Face model",
     "init.hf=bert": "init.hf=bert is a bert model",
+    "init.hf=qwen2": "init.hf=qwen2 is a qwen2 model, but model=tiny has model.family=llama",
+    "init.hf=llama parallel.tensor=2 trainer.devices=2": (
+        "init.hf=llama has a vocabulary of 263, which parallel.tensor=2 does not divide: set parallel.tensor to 1"
+    ),
     "init.nemo=llama": "set model.tokenizer to their tokenizer's folder, or to byte",
     "model.tokenizer=gpt2": "model.tokenizer=gpt2 is no folder",
     # where a run goes
@@ -159,9 +180,9 @@ REFUSED = {
 def test_a_run_that_cannot_be_is_refused_in_one_line_that_names_the_key_and_the_way_out(tmp_path, overrides):
     (tmp_path / "rows").write_text("{}")
     (tmp_path / "empty").touch()
-    for kind in ("llama", "bert"):
+    for kind in ("llama", "bert", "qwen2"):
         (tmp_path / kind).mkdir()
-        (tmp_path / kind / "config.json").write_text(json.dumps({"model_type": kind}))
+        (tmp_path / kind / "config.json").write_text(json.dumps({"model_type": kind, "vocab_size": 263}))
         (tmp_path / kind / "tokenizer_config.json").write_text("{}")
     (tmp_path / "old").mkdir()
     (tmp_path / "old/config.yaml").touch()

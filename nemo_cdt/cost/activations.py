@@ -2,7 +2,7 @@
 
 Per layer and token (Transformer Engine's layers, SwiGLU, flash attention; h = hidden size, Llama-3.1-8B's shape)
 training keeps 34 h bytes until backward, detection 23 h, since what only a weight gradient needs is not kept; with the
-MLPs recomputed 11 h and 9 h; with everything recomputed 2 h.
+MLPs recomputed 11 h and 9 h; with everything recomputed 2 h. QK norm keeps queries and keys twice.
 """
 
 from nemo_cdt.config import Config, ContextComm, Precision, Recompute
@@ -14,8 +14,8 @@ BYTES = {Precision.bf16: 2, Precision.fp32: 4}
 MLP = {"norm2", "fc1", "fc2"}
 FOR_WEIGHT_GRADIENTS = {"norm1", "norm2", "fc2"}
 KEPT = {
-    Recompute.none: {"input", "norm1", "qkv", "attention", "residual", *MLP},
-    Recompute.selective: {"input", "norm1", "qkv", "attention", "residual"},
+    Recompute.none: {"input", "norm1", "qkv", "attention", "residual", "dropout", *MLP},
+    Recompute.selective: {"input", "norm1", "qkv", "attention", "residual", "dropout"},
     Recompute.full: {"input"},
 }
 
@@ -87,28 +87,30 @@ def layer(config: Config, recompute: Recompute, *, frozen: bool) -> float:
 def _exchange(config: Config, each: dict[str, float]) -> float:
     """Of context-parallel attention: p2p keeps each step's output, keys and values until the end."""
     context, comm = config.parallel.context, config.parallel.context_comm
-    keys_and_values = each["qkv"] - each["attention"]
     if context == 1:
         return 0.0
+    keys_and_values = each["attention"] * 2 * config.model.key_size / config.model.query_size
     if comm is ContextComm.p2p:
         return context * (each["attention"] + keys_and_values) + 2 * each["attention"]
     if comm is ContextComm.all_gather:
         return 2 * context * keys_and_values
-    return each["qkv"] + each["attention"]
+    return 2 * each["attention"] + keys_and_values
 
 
 def _sizes(config: Config) -> dict[str, float]:
     """Each activation of a layer, of one micro-batch."""
     model, tensor, width = config.model, config.parallel.tensor, BYTES[config.trainer.precision]
-    kv, tokens = flops.kv_size(model), local_tokens(config)
+    tokens = local_tokens(config)
+    normed = 2 if model.qk_norm else 1  # queries and keys: before their norm, and after
     whole = tokens * model.hidden_size / (tensor if config.parallel.sequence else 1)  # else tensor does not split it
     stream = (4 if model.fp32_residual else width) * whole
     return {
         "input": stream,
         "norm1": width * whole,
-        "qkv": width * tokens * (model.hidden_size + 2 * kv) / tensor,
-        "attention": width * tokens * model.hidden_size / tensor,
+        "qkv": width * tokens * (normed * (model.query_size + model.key_size) + model.key_size) / tensor,
+        "attention": width * tokens * model.query_size / tensor,
         "residual": stream,
+        "dropout": 2 * whole if model.hidden_dropout else 0.0,  # two masks, of a byte each
         "norm2": width * whole,
         "fc1": width * tokens * 2 * model.ffn_hidden_size / tensor,
         "fc2": width * tokens * model.ffn_hidden_size / tensor,

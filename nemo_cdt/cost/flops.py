@@ -1,7 +1,8 @@
 """FLOPs of a training step, a token at a time, and the floor of a CDT step against a plain one.
 
 F is the forward of all linears of the layers, H that of the head, A that of causal attention at this length, half a
-square on average. A linear's dgrad and wgrad cost F each; flash attention's backward 2.5 A (five products beside two).
+square on average or a sliding window. A linear's dgrad and wgrad cost F each; flash attention's backward 2.5 A (five
+products beside two).
 
     training              3 F + 3.5 A + 3 H        detection, frozen     2 F + 3.5 A + 2 H
     full recompute        adds F + A               mlp recompute         adds the MLP's share of F
@@ -31,10 +32,6 @@ class Work:
         return self.linears + self.attention_forward + self.attention_backward + self.head
 
 
-def kv_size(model: Model) -> int:
-    return model.hidden_size // model.num_attention_heads * model.num_query_groups
-
-
 def vocabulary(model: Model) -> int:
     return model.vocab_size or VOCABULARY
 
@@ -46,7 +43,17 @@ def mlp_weights(model: Model) -> int:
 
 def attention_weights(model: Model) -> int:
     """Weights of one layer's four projections."""
-    return 2 * model.hidden_size * (model.hidden_size + kv_size(model))
+    return 2 * model.hidden_size * (model.query_size + model.key_size)
+
+
+def biases(model: Model) -> int:
+    """Of one layer, split as the rows of its projections are."""
+    return (model.query_size + 2 * model.key_size) * model.qkv_bias
+
+
+def norm_weights(model: Model) -> int:
+    """Of one layer, on every rank."""
+    return 2 * model.hidden_size + 2 * model.head_size * model.qk_norm
 
 
 def head_weights(model: Model) -> int:
@@ -71,7 +78,7 @@ def work(
     mlp = 2 * model.num_layers * mlp_weights(model)
     forward = mlp + 2 * model.num_layers * attention_weights(model)
     again = {Recompute.none: 0, Recompute.selective: mlp, Recompute.full: forward + mlp_recompute * mlp}[recompute]
-    attention = 2 * model.num_layers * model.hidden_size * seq_length
+    attention = 4 * model.num_layers * model.query_size * keys(model, seq_length)
     products = 2 if frozen else 3
     return Work(
         linears=products * forward + again,
@@ -102,10 +109,16 @@ def windows(config: Config) -> Work:
     read = (how.window + how.internal) / how.internal * measured
     return Work(
         linears=read * 2 * model.num_layers * (mlp_weights(model) + attention_weights(model)),
-        attention_forward=read * 2 * model.num_layers * model.hidden_size * (how.window + how.internal),
+        attention_forward=read * 4 * model.num_layers * model.query_size * keys(model, how.window + how.internal),
         attention_backward=0.0,
         head=measured * 2 * head_weights(model),
     )
+
+
+def keys(model: Model, seq_length: int) -> float:
+    """To how many positions one attends, on average over a document of this length."""
+    window = min(model.sliding_window or seq_length, seq_length)
+    return window - window**2 / (2 * seq_length)
 
 
 def attended(config: Config) -> int:

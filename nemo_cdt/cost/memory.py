@@ -88,7 +88,8 @@ def stage_parameters(config: Config, stage: int) -> float:
     """Parameters of one GPU of this pipeline stage."""
     model, parallel = config.model, config.parallel
     first, last = stage == 0, stage == parallel.pipeline - 1
-    layer = (flops.attention_weights(model) + flops.mlp_weights(model)) / parallel.tensor + 2 * model.hidden_size
+    split = flops.attention_weights(model) + flops.biases(model) + flops.mlp_weights(model)
+    layer = split / parallel.tensor + flops.norm_weights(model)
     tables = first + last - (first and last and model.tied_embeddings)
     ends = tables * flops.head_weights(model) / parallel.tensor + last * model.hidden_size
     return model.num_layers / parallel.pipeline * layer + ends

@@ -131,10 +131,10 @@ def _context_exchange(config: Config, cluster: Cluster, recompute: Recompute, at
     if context == 1:
         return 0.0
     width = activations.BYTES[config.trainer.precision]
-    kv = activations.local_tokens(config) * 2 * width * flops.kv_size(model) / parallel.tensor
+    kv = activations.local_tokens(config) * 2 * width * model.key_size / parallel.tensor
     passes = (_forwards(recompute) + 2) * layers
     if parallel.context_comm is ContextComm.a2a:
-        heads = 2 * activations.local_tokens(config) * width * model.hidden_size / parallel.tensor + kv
+        heads = 2 * activations.local_tokens(config) * width * model.query_size / parallel.tensor + kv
         return passes * heads * (context - 1) / context / _bandwidth(cluster, context, parallel.tensor)
     seconds = passes * kv * (context - 1) / _bandwidth(cluster, context, parallel.tensor, neighbours=True)
     return max(0.0, seconds - attention) if parallel.context_comm is ContextComm.p2p else seconds

@@ -1,4 +1,4 @@
-"""A Llama layer in plain torch: what Megatron's own local layers lack where Transformer Engine is missing.
+"""A layer in plain torch: what Megatron's own local layers lack where Transformer Engine is missing.
 
 Megatron's torch norm refuses sequence parallelism, and its attention refuses context parallelism and packed documents.
 These two take part in all of them, on gloo as on NCCL. They are written to be right, not fast: where Transformer
@@ -6,6 +6,7 @@ Engine is installed its layers are used instead (:func:`layer_spec`). A checkpoi
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -34,7 +36,10 @@ class RMSNorm(nn.RMSNorm):
 
 
 class CausalAttention(nn.Module):
-    """Causal self-attention within documents. Each context-parallel rank gathers K and V and keeps its own queries.
+    """Causal self-attention within documents, and within a sliding window where the config has one.
+
+    Each context-parallel rank gathers K and V and keeps its own queries. As in Megatron's own attention, dropout draws
+    from the generator that differs between tensor-parallel ranks: they hold different heads.
 
     query [s, b, heads, d] or, packed, [s, heads, d]; key and value alike with the query groups; s positions on this
     rank, in the order of :func:`nemo_cdt.megatron.context.row_positions`.
@@ -52,10 +57,10 @@ class CausalAttention(nn.Module):
         pg_collection: ProcessGroupCollection | None = None,
     ) -> None:
         super().__init__()
-        if config.window_size is not None:
-            raise ValueError("sliding-window attention needs Transformer Engine; set model.sliding_window=null")
+        self.window = None if config.window_size is None else config.window_size[0] + 1  # it does not count the query
         self.scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+        self.sequence_parallel = config.sequence_parallel
         self.cp_group = pg_collection.cp if pg_collection else parallel_state.get_context_parallel_group()
 
     def forward(
@@ -72,22 +77,23 @@ class CausalAttention(nn.Module):
         if packed_seq_params is not None:
             query, key, value = (x.unsqueeze(1) for x in (query, key, value))
         mask = None
-        if self.cp_group.size() > 1 or packed_seq_params is not None:
+        if self.cp_group.size() > 1 or packed_seq_params is not None or self.window is not None:
             mask = self._mask(query, packed_seq_params)
             key, value = (
                 gather_from_sequence_parallel_region(x.contiguous(), group=self.cp_group) for x in (key, value)
             )
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        out = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            is_causal=mask is None,
-            dropout_p=self.dropout if self.training else 0.0,
-            scale=self.scale,
-            enable_gqa=True,
-        )
+        with self._random_per_rank():
+            out = F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=mask,
+                is_causal=mask is None,
+                dropout_p=self.dropout if self.training else 0.0,
+                scale=self.scale,
+                enable_gqa=True,
+            )
         return out.permute(2, 0, 1, 3).flatten(2)
 
     def _mask(self, query: Tensor, packed: PackedSeqParams | None) -> Tensor:
@@ -98,11 +104,17 @@ class CausalAttention(nn.Module):
         mine, everyone = positions[rank], torch.cat(positions)
         edges = torch.tensor(boundaries, device=query.device)
         same_document = document_of(mine, edges)[:, None] == document_of(everyone, edges)
-        return same_document & (mine[:, None] >= everyone)
+        distance = mine[:, None] - everyone
+        mask = same_document & (distance >= 0)
+        return mask if self.window is None else mask & (distance < self.window)
+
+    def _random_per_rank(self) -> AbstractContextManager[None]:
+        """With sequence parallelism Megatron's block has seen to it already."""
+        return nullcontext() if self.sequence_parallel or not self.dropout else get_cuda_rng_tracker().fork()
 
 
 def layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
-    """Megatron's local Llama layers with the norm and the attention above; NeMo's ``transformer_layer_spec``."""
+    """Megatron's local layers with the norm and the attention above; NeMo's ``transformer_layer_spec``."""
     layer = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
     attention = layer.submodules.self_attention
     qk_norm = {"q_layernorm": RMSNorm, "k_layernorm": RMSNorm} if config.qk_layernorm else {}

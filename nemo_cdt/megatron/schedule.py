@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from megatron.core.distributed import DistributedDataParallel
+from megatron.core.tensor_parallel.random import _fork_rng
 from megatron.core.utils import get_model_config
 from torch import Tensor, nn
 
@@ -136,6 +137,8 @@ class TwoPassSchedule:
     ) -> list[Tensor]:
         """One frozen forward and backward of ``batches``; the deltas, none on ranks without the embedding.
 
+        What it draws, training draws again: both passes drop the same activations, and beta = 0 is plain training.
+
         Raises:
             RuntimeError: where no gradient reached the embedding.
         """
@@ -149,6 +152,7 @@ class TwoPassSchedule:
             self.detector.timed(),
             frozen(chunks),
             unscheduled(chunks),
+            _fork_rng(),
             recomputing(chunks, self.recompute),
             watched(embedding, denoise),
         ):

@@ -34,14 +34,15 @@ from nemo_cdt.nemo.callback import ContextDenoising, StepMetrics, Truncation
 from nemo_cdt.nemo.checkpoints import initial_checkpoint, latest_checkpoint, step_of, steps_done
 from nemo_cdt.nemo.console import is_first_rank
 from nemo_cdt.nemo.convert import convert
-from nemo_cdt.nemo.data import data_module
+from nemo_cdt.nemo.data import RowDataModule, data_module
 from nemo_cdt.nemo.evaluation import Evaluation
 from nemo_cdt.nemo.logo import Logo
 from nemo_cdt.nemo.longce import LongCE
 from nemo_cdt.nemo.longppl import judged
 from nemo_cdt.nemo.lora import Adapters, adapters
 from nemo_cdt.nemo.metrics import JsonLinesLogger
-from nemo_cdt.nemo.model import CDTLlamaModel, llama_config, padded
+from nemo_cdt.nemo.model import CDTModel, nemo_config, padded
+from nemo_cdt.nemo.pretraining import BookDataModule
 from nemo_cdt.nemo.profile import Profile
 from nemo_cdt.nemo.progress import Progress
 from nemo_cdt.nemo.sample import SampleWriter
@@ -91,7 +92,7 @@ def _export(config: Config, checkpoints: Path) -> None:
     convert(checkpoint, folder)
 
 
-def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTLlamaModel, L.LightningDataModule]:
+def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTModel, RowDataModule | BookDataModule]:
     """Everything ``trainer.fit`` needs, connected to OUTPUT."""
     output = Path(config.output)
     # NeMo's telemetry, which only its own `llm.train` configures: under torchrun rank 0 would raise at the first save.
@@ -100,7 +101,7 @@ def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTLlamaModel, L.Li
     L.seed_everything(config.trainer.seed, workers=True, verbose=False)
     start_from, vocab_size = initial_checkpoint(config)
     tokenizer = load_tokenizer(config.tokenizer)
-    model_config = llama_config(config, vocab_size=vocab_size or padded(len(tokenizer)), on_gpu=on_gpu)
+    model_config = nemo_config(config, vocab_size=vocab_size or padded(len(tokenizer)), on_gpu=on_gpu)
     with FileLock(output / ".tokenizer.lock"):  # one rank writes, the others wait and find it whole
         if not (output / "tokenizer").exists():
             with new_folder(output / "tokenizer") as folder:
@@ -109,7 +110,7 @@ def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTLlamaModel, L.Li
     data = data_module(config, nemo_tokenizer, model_config.vocab_size)
     data.held_out.key = judged(config, tokenizer, data.held_out.documents, on_gpu)
     lora = adapters(config.lora)
-    model = CDTLlamaModel(
+    model = CDTModel(
         model_config,
         optim=_optimizer(config),
         tokenizer=nemo_tokenizer,

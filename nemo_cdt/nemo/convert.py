@@ -1,4 +1,4 @@
-"""A Hugging Face Llama into a NeMo checkpoint, or back, without loss: what is in the source is in the destination.
+"""A Hugging Face model into a NeMo checkpoint, or back, without loss: what is in the source is in the destination.
 
 Weights keep their precision and their vocabulary, so that there and back again is the identity, bit for bit. Of a LoRA
 checkpoint the adapters are merged into the weights that they adapt.
@@ -18,7 +18,8 @@ def convert(source: Path, destination: Path) -> None:
     Runs in one process on the CPU, with one copy of the weights in memory. Writes ``destination`` whole or not at all.
 
     Raises:
-        ValueError: where ``source`` is neither, is no Llama or lacks a weight, or ``destination`` is not empty.
+        ValueError: where ``source`` is neither, is of no :class:`~nemo_cdt.config.Family` or lacks a weight, or
+            ``destination`` is not empty.
     """
     from_hf = (source / "config.json").is_file()
     if not (from_hf or (source / "weights").is_dir()):
@@ -40,7 +41,7 @@ def _cuda_answered() -> AbstractContextManager[None]:
 
 def _import(source: Path, folder: Path) -> None:
     from nemo_cdt.nemo import distributed, huggingface
-    from nemo_cdt.nemo.llama_weights import to_megatron
+    from nemo_cdt.nemo.weights import to_megatron
 
     model = huggingface.read_model(source)
     weights = to_megatron(huggingface.read_weights(source), model, where=source)
@@ -49,8 +50,8 @@ def _import(source: Path, folder: Path) -> None:
 
 def _export(source: Path, folder: Path) -> None:
     from nemo_cdt.nemo import distributed, huggingface
-    from nemo_cdt.nemo.llama_weights import to_huggingface
     from nemo_cdt.nemo.merge import base_of, read_merged
+    from nemo_cdt.nemo.weights import to_huggingface
 
     model = distributed.read_model(source, base_of(source))
     weights = read_merged(source, model)

@@ -19,14 +19,15 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTenso
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from nemo_cdt.config import Config, Model, RopeScaling
+from nemo_cdt.config import Config, Family, Model, RopeScaling, RopeType
 from nemo_cdt.nemo.huggingface import copy_tokenizer, has_tokenizer
-from nemo_cdt.nemo.llama_weights import Shape, megatron_shapes, require
+from nemo_cdt.nemo.weights import Shape, megatron_shapes, require
 
 PREFIX = "module."
 EMBEDDING = "embedding.word_embeddings.weight"
 LINEAR = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
 """A layer's linear modules."""
+QK_NORMS = ("self_attention.q_layernorm", "self_attention.k_layernorm")
 
 REQUIRED = {
     "normalization": "RMSNorm",
@@ -34,18 +35,17 @@ REQUIRED = {
     "gated_linear_unit": True,
     "activation_func": {"_target_": "torch.nn.functional.silu", "_call_": False},
     "add_bias_linear": False,
-    "add_qkv_bias": False,
-    "qk_layernorm": False,
     "multi_latent_attention": False,
     "num_moe_experts": None,
-    "window_size": None,
+    "window_attn_skip_freq": None,
     "softmax_scale": None,
+    "softmax_type": "vanilla",
     "position_embedding_type": "rope",
     "rotary_percent": 1.0,
     "rotary_interleaved": False,
     "seq_len_interpolation_factor": None,
 }
-"""What Hugging Face's Llama takes for granted, as NeMo's config says it."""
+"""What Hugging Face's families take for granted, as NeMo's config says it."""
 
 
 def read_model(checkpoint: Path, base: Path | None = None) -> Model:
@@ -54,25 +54,31 @@ def read_model(checkpoint: Path, base: Path | None = None) -> Model:
     base: the checkpoint that has the embedding, where that is another.
 
     Raises:
-        ValueError: for what is no finished NeMo checkpoint, or one of another model than a Llama.
+        ValueError: for what is no finished NeMo checkpoint, or one of a model that is of no :class:`Family`.
     """
     saved, config = _saved(base or checkpoint), read_context(checkpoint)["config"]
     if missing := [name for name in ("num_attention_heads", "rotary_base") if name not in config]:
-        raise ValueError(f"{checkpoint} holds no Llama: its config has no {missing[0]}")
-    head = config["hidden_size"] // config["num_attention_heads"]
+        raise ValueError(f"{checkpoint} holds none of {', '.join(Family)}: its config has no {missing[0]}")
     wrong = [name for name, value in REQUIRED.items() if config.get(name, value) != value]
-    wrong += [] if config.get("kv_channels") in (None, head) else ["kv_channels"]
+    wrong += [] if _is_causal(config.get("window_size")) else ["window_size"]
     if wrong:
-        raise ValueError(f"{checkpoint} holds no Llama: its {wrong[0]} is {config[wrong[0]]}")
+        raise ValueError(f"{checkpoint} holds none of {', '.join(Family)}: its {wrong[0]} is {config[wrong[0]]}")
     if EMBEDDING not in saved:
         raise ValueError(f"{checkpoint}: {EMBEDDING} is missing")
     return Model(
         name=checkpoint.resolve().name,
+        family=_family(config),
         num_layers=config["num_layers"],
         hidden_size=config["hidden_size"],
         ffn_hidden_size=config["ffn_hidden_size"],
         num_attention_heads=config["num_attention_heads"],
         num_query_groups=config["num_query_groups"] or config["num_attention_heads"],
+        head_dim=config.get("kv_channels"),
+        qkv_bias=config.get("add_qkv_bias", False),
+        qk_norm=config.get("qk_layernorm", False),
+        sliding_window=config["window_size"][0] + 1 if config.get("window_size") else None,
+        attention_dropout=config["attention_dropout"],
+        hidden_dropout=config["hidden_dropout"],
         vocab_size=saved[EMBEDDING].size[0],  # NeMo may leave it to the tokenizer, and pad it
         max_positions=config["seq_length"],
         rotary_base=float(config["rotary_base"]),
@@ -85,7 +91,7 @@ def read_model(checkpoint: Path, base: Path | None = None) -> Model:
 
 
 def read_weights(checkpoint: Path, model: Model) -> dict[str, Tensor]:
-    """Under the names of :mod:`~nemo_cdt.nemo.llama_weights`. No optimizer is read.
+    """Under the names of :mod:`~nemo_cdt.nemo.weights`. No optimizer is read.
 
     Raises:
         ValueError: unless the checkpoint holds the model's weights, all of them and nothing else.
@@ -113,7 +119,7 @@ def write(checkpoint: Path, weights: Mapping[str, Tensor], model: Model, tokeniz
     (checkpoint / "weights").mkdir()
     sharded = {name: _sharded(name, tensor, model.num_layers) for name, tensor in weights.items()}
     with _one_process():
-        dist_checkpointing.save(sharded | _extra_states(model.num_layers), str(checkpoint / "weights"))
+        dist_checkpointing.save(sharded | _extra_states(model), str(checkpoint / "weights"))
 
 
 def _stacked(name: str) -> tuple[str, int | None]:
@@ -142,9 +148,10 @@ def _sharded(name: str, tensor: Tensor, layers: int) -> ShardedTensor:
     return ShardedTensor.from_rank_offsets(PREFIX + key, tensor, (0, layer, layers), prepend_axis_num=1)
 
 
-def _extra_states(layers: int) -> dict[str, ShardedObject]:
+def _extra_states(model: Model) -> dict[str, ShardedObject]:
     """Empty ones: what Transformer Engine's modules have without FP8, and refuse to be loaded without."""
-    places = [(f"{PREFIX}decoder.layers.{module}", layer, layers) for module in LINEAR for layer in range(layers)]
+    layers, modules = model.num_layers, LINEAR + (QK_NORMS if model.qk_norm else ())
+    places = [(f"{PREFIX}decoder.layers.{module}", layer, layers) for module in modules for layer in range(layers)]
     places.append((f"{PREFIX}decoder.final_layernorm", 0, 1))
     return {
         f"{module}.{index}": ShardedObject(
@@ -168,14 +175,14 @@ def _write_context(context: Path, model: Model, tokenizer: Path) -> None:
     from nemo.collections.common.tokenizers import AutoTokenizer
     from nemo.lightning.io.pl import TrainerContext
 
-    from nemo_cdt.nemo.model import CDTLlamaModel, llama_config
+    from nemo_cdt.nemo.model import CDTModel, nemo_config
 
-    config = llama_config(Config(model=model), vocab_size=model.vocab_size or 0, on_gpu=torch.cuda.is_available())
+    config = nemo_config(Config(model=model), vocab_size=model.vocab_size or 0, on_gpu=torch.cuda.is_available())
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "tokenizer"  # NeMo copies the whole folder, and under its name
         copy_tokenizer(tokenizer, copy)
         nemo_tokenizer = AutoTokenizer(str(copy), use_fast=True) if has_tokenizer(copy) else None
-        nemo_model = CDTLlamaModel(config, tokenizer=nemo_tokenizer)
+        nemo_model = CDTModel(config, tokenizer=nemo_tokenizer)
         TrainerContext(model=nemo_model, trainer=None, extra={}).io_dump(context, yaml_attrs=["model"])
 
 
@@ -198,10 +205,25 @@ def read_context(checkpoint: Path) -> dict[str, Any]:
         raise ValueError(f"{checkpoint} has no readable context/model.yaml, which says what model it is") from error
 
 
-def _rope_scaling(config: dict[str, Any]) -> RopeScaling | None:
-    """Only NeMo's config of Llama 3.1 has these fields."""
+def _is_causal(window: list[int] | None) -> bool:
+    return window is None or (window[0] >= 0 and window[1] == 0)
+
+
+def _family(config: dict[str, Any]) -> Family:
+    """That of our own config; NeMo's configs of these families differ in what they compute."""
+    if "family" in config:
+        return Family(config["family"])
+    if config.get("qk_layernorm") or config.get("add_qkv_bias"):
+        return Family.qwen3 if config.get("qk_layernorm") else Family.qwen2
+    return Family.mistral if config.get("window_size") else Family.llama
+
+
+def _rope_scaling(config: dict[str, Any]) -> RopeScaling:
+    """As our own config has it, or NeMo's of Llama 3.1."""
+    if scaling := config.get("rope_scaling"):
+        return RopeScaling(**scaling)
     if "scale_factor" not in config:
-        return None
+        return RopeScaling(rope_type=RopeType.none)
     return RopeScaling(
         factor=config["scale_factor"],
         low_freq_factor=config["low_freq_factor"],

@@ -1,4 +1,4 @@
-"""A Hugging Face Llama's folder: its architecture, its weights, its tokenizer. Reads nothing that is pickled."""
+"""A Hugging Face model's folder: its architecture, its weights, its tokenizer. Reads nothing that is pickled."""
 
 import json
 import shutil
@@ -11,15 +11,16 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoTokenizer, LlamaConfig
+from transformers import AutoTokenizer, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
-from nemo_cdt.config import Model, RopeScaling
+from nemo_cdt.config import Family, Model, RopeScaling, RopeType
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 TOKENIZER_FILES = [
     "tokenizer.json",
     "tokenizer.model",
+    "tokenizer.model.v3",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -29,13 +30,34 @@ TOKENIZER_FILES = [
     "chat_template.json",
     "generation_config.json",
 ]
-"""What travels with the weights. An instruction-tuned Llama's further end tokens are in ``generation_config.json``."""
+"""What travels with the weights. An instruction-tuned model's further end tokens are in ``generation_config.json``."""
+
+CONFIGS: dict[Family, type[PretrainedConfig]] = {
+    Family.llama: LlamaConfig,
+    Family.mistral: MistralConfig,
+    Family.qwen2: Qwen2Config,
+    Family.qwen3: Qwen3Config,
+}
+ARCHITECTURES = {
+    "LlamaForCausalLM": Family.llama,
+    "MistralForCausalLM": Family.mistral,
+    "Qwen2ForCausalLM": Family.qwen2,
+    "Qwen3ForCausalLM": Family.qwen3,
+}
 
 REQUIRED = {
     "hidden_act": "silu",
     "attention_bias": False,
     "mlp_bias": False,
+    "partial_rotary_factor": 1.0,
+    "use_mrope": False,
     "quantization_config": None,
+}
+"""Where a ``config.json`` says otherwise, Megatron would compute something else."""
+
+ROPE_FIELDS = {
+    RopeType.llama3: {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"},
+    RopeType.yarn: {"factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"},
 }
 
 
@@ -43,63 +65,93 @@ def read_model(folder: Path) -> Model:
     """The architecture in ``config.json``, its vocabulary not padded.
 
     Raises:
-        ValueError: for what is no Llama, or one that Megatron would compute differently.
+        ValueError: for what is of no :class:`Family`, or what Megatron would compute differently.
     """
     raw = _json(folder / "config.json")
-    if raw.get("architectures") != ["LlamaForCausalLM"]:
-        raise _no_llama(folder, f"config.json says architectures={raw.get('architectures')}")
+    family = ARCHITECTURES.get(str((raw.get("architectures") or [None])[0]))
+    if family is None:
+        raise _unknown(folder, f"config.json says architectures={raw.get('architectures')}")
     try:
-        config = LlamaConfig.from_dict(_rope_of_transformers_4(raw))
+        config = CONFIGS[family].from_dict(_rope_of_transformers_4(raw))
     except (KeyError, TypeError, ValueError) as error:
-        raise _no_llama(folder, f"transformers refuses its config.json ({error})") from error
+        raise _unknown(folder, f"transformers refuses its config.json ({error})") from error
     wrong = [name for name, value in REQUIRED.items() if getattr(config, name, value) != value]
     if wrong:
-        raise _no_llama(folder, f"config.json says {wrong[0]}={getattr(config, wrong[0])}, not {REQUIRED[wrong[0]]}")
-    if config.num_attention_heads % config.num_key_value_heads:
-        raise _no_llama(folder, f"num_key_value_heads={config.num_key_value_heads} does not divide num_attention_heads")
-    if config.head_dim * config.num_attention_heads != config.hidden_size:
-        raise _no_llama(folder, f"head_dim={config.head_dim} is not hidden_size / num_attention_heads")
+        raise _unknown(folder, f"config.json says {wrong[0]}={getattr(config, wrong[0])}, not {REQUIRED[wrong[0]]}")
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    if heads % groups:
+        raise _unknown(folder, f"num_key_value_heads={groups} does not divide num_attention_heads={heads}")
+    head_dim = getattr(config, "head_dim", None)
     return Model(
         name=folder.resolve().name,
+        family=family,
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         ffn_hidden_size=config.intermediate_size,
-        num_attention_heads=config.num_attention_heads,
-        num_query_groups=config.num_key_value_heads,
+        num_attention_heads=heads,
+        num_query_groups=groups,
+        head_dim=None if head_dim and head_dim * heads == config.hidden_size else head_dim,
+        qkv_bias=family is Family.qwen2,
+        qk_norm=family is Family.qwen3,
+        sliding_window=_sliding_window(folder, config),
+        attention_dropout=config.attention_dropout,
         vocab_size=config.vocab_size,
         max_positions=config.max_position_embeddings,
         rotary_base=float(config.rope_theta),
-        rope_scaling=_rope_scaling(folder, config.rope_scaling),
+        rope_scaling=_rope_scaling(folder, config),
         norm_epsilon=config.rms_norm_eps,
         init_std=config.initializer_range,
         tied_embeddings=config.tie_word_embeddings,
     )
 
 
-def _no_llama(folder: Path, reason: str) -> ValueError:
-    return ValueError(f"{folder} is no Hugging Face Llama: {reason}")
+def _unknown(folder: Path, reason: str) -> ValueError:
+    return ValueError(f"{folder} is no Hugging Face model of {', '.join(Family)}: {reason}")
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise _no_llama(path.parent, f"it has no readable {path.name}") from error
+        raise _unknown(path.parent, f"it has no readable {path.name}") from error
 
 
 def _rope_of_transformers_4(raw: dict[str, Any]) -> dict[str, Any]:
     """Transformers 5 writes ``rope_parameters``, which version 4 passes over in silence: another RoPE."""
     rope = raw.pop("rope_parameters", None)
-    return raw | {"rope_theta": rope.get("rope_theta"), "rope_scaling": rope} if rope else raw
+    if not rope:
+        return raw
+    partial = {name: rope[name] for name in ("partial_rotary_factor",) if name in rope}
+    scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "partial_rotary_factor")}
+    return raw | {"rope_theta": rope.get("rope_theta"), "rope_scaling": scaling} | partial
 
 
-def _rope_scaling(folder: Path, scaling: dict[str, Any] | None) -> RopeScaling | None:
-    kind = scaling and scaling.get("rope_type", scaling.get("type"))
-    if not scaling or kind == "default":
-        return None
-    if kind != "llama3":
-        raise _no_llama(folder, f"its RoPE scaling is {kind}; only llama3, or none, is known")
-    return RopeScaling(**{name: scaling[name] for name in RopeScaling.__slots__})
+def _sliding_window(folder: Path, config: PretrainedConfig) -> int | None:
+    """Mistral's is that of every layer, Qwen's of those that ``layer_types`` names, and Llama has none."""
+    if isinstance(config, MistralConfig):
+        return config.sliding_window
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if len(kinds) > 1:
+        raise _unknown(
+            folder,
+            f"config.json says use_sliding_window={config.use_sliding_window} with max_window_layers="
+            f"{config.max_window_layers}: {' in some layers and '.join(sorted(kinds))} in others",
+        )
+    return config.sliding_window if kinds == {"sliding_attention"} else None
+
+
+def _rope_scaling(folder: Path, config: PretrainedConfig) -> RopeScaling:
+    scaling = {name: value for name, value in (config.rope_scaling or {}).items() if value is not None}
+    kind = scaling.pop("rope_type", scaling.pop("type", "default"))
+    scaling.pop("type", None)
+    if kind == "default":
+        return RopeScaling(rope_type=RopeType.none)
+    if kind not in ROPE_FIELDS:
+        raise _unknown(folder, f"its RoPE scaling is {kind}; only {', '.join(ROPE_FIELDS)}, or none, is known")
+    if unknown := sorted(scaling.keys() - ROPE_FIELDS[kind]):
+        raise _unknown(folder, f"config.json says rope_scaling.{unknown[0]}={scaling[unknown[0]]}, which is not known")
+    scaling.setdefault("original_max_position_embeddings", config.max_position_embeddings)  # as transformers does
+    return RopeScaling(rope_type=RopeType(kind), **scaling)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -140,33 +192,52 @@ def save(folder: Path, weights: Mapping[str, Tensor], model: Model) -> None:
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _config(model: Model, dtype: torch.dtype, tokenizer: Path) -> LlamaConfig:
-    scaling = model.rope_scaling
-    return LlamaConfig(
-        architectures=["LlamaForCausalLM"],
+def _config(model: Model, dtype: torch.dtype, tokenizer: Path) -> PretrainedConfig:
+    architecture = next(name for name, family in ARCHITECTURES.items() if family is model.family)
+    return CONFIGS[model.family](
+        architectures=[architecture],
         num_hidden_layers=model.num_layers,
         hidden_size=model.hidden_size,
         intermediate_size=model.ffn_hidden_size,
         num_attention_heads=model.num_attention_heads,
         num_key_value_heads=model.num_query_groups,
+        attention_dropout=model.attention_dropout,
         vocab_size=model.vocab_size,
         max_position_embeddings=model.max_positions,
         rope_theta=model.rotary_base,
-        rope_scaling=scaling and {"rope_type": "llama3", **{n: getattr(scaling, n) for n in scaling.__slots__}},
+        rope_scaling=model.rope and _written(model.rope),
         rms_norm_eps=model.norm_epsilon,
         initializer_range=model.init_std,
         tie_word_embeddings=model.tied_embeddings,
         torch_dtype=dtype,
-        **_special_tokens(tokenizer),
+        **_of_family(model),
+        **_special_tokens(tokenizer, model.vocab_size or 0),
     )
 
 
-def _special_tokens(folder: Path) -> Mapping[str, int | None]:
+def _of_family(model: Model) -> dict[str, Any]:
+    """Head size and sliding window, as each family says them."""
+    window = model.sliding_window
+    if model.family in (Family.llama, Family.mistral):
+        return {"head_dim": model.head_dim} | ({"sliding_window": window} if model.family is Family.mistral else {})
+    head = {"head_dim": model.head_size} if model.family is Family.qwen3 or model.head_dim else {}
+    full_layers = 0 if window else model.num_layers
+    return head | {"use_sliding_window": bool(window), "sliding_window": window, "max_window_layers": full_layers}
+
+
+def _written(scaling: RopeScaling) -> dict[str, Any]:
+    fields = {name: getattr(scaling, name) for name in scaling.__slots__ if name in ROPE_FIELDS[scaling.rope_type]}
+    return {"rope_type": str(scaling.rope_type)} | {k: v for k, v in fields.items() if v is not None}
+
+
+def _special_tokens(folder: Path, vocabulary: int) -> dict[str, Any]:
+    """Of the tokenizer, as far as the model has them: transformers makes no model with a padding token beyond."""
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     if not has_tokenizer(folder):
         return dict.fromkeys(names)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    return {name: getattr(tokenizer, name) for name in names}
+    found = {name: getattr(tokenizer, name) for name in names}
+    return {name: token if token is not None and token < vocabulary else None for name, token in found.items()}
 
 
 def has_tokenizer(folder: Path) -> bool:

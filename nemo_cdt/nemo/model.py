@@ -1,17 +1,21 @@
 """From the ``model`` group of conf/ to a NeMo model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from megatron.core.models.gpt import GPTModel
 from nemo.collections import llm
-from nemo.collections.llm.gpt.model.llama import Llama3Config, Llama31Config, LlamaConfig
+from nemo.collections.llm.gpt.model.llama import Llama3Config
 from nemo.utils.import_utils import safe_import
 from torch import Tensor
 
-from nemo_cdt.config import Config
+from nemo_cdt.config import Config, RopeScaling
 from nemo_cdt.megatron.layers import layer_spec
 from nemo_cdt.megatron.microbatch import MicroBatch, take
 from nemo_cdt.megatron.model import adopt
 from nemo_cdt.megatron.recompute import SETTINGS
+from nemo_cdt.megatron.rope import scaled, softmax_scale
 
 _, HAVE_TRANSFORMER_ENGINE = safe_import("transformer_engine")
 
@@ -19,8 +23,35 @@ VOCABULARY_MULTIPLE = 128
 """Independent of the layout, unlike NeMo's padding, so that one checkpoint fits every tensor-parallel size up to it."""
 
 
-class CDTLlamaModel(llm.LlamaModel):
-    """NeMo's Llama, fed with :class:`MicroBatch` in training, validation and detection alike."""
+@dataclass
+class CDTConfig(Llama3Config):
+    """NeMo's config of every family here: what they differ in are Megatron's options, except for these two.
+
+    family: one of :class:`nemo_cdt.config.Family`, for an export; computes nothing.
+    rope_scaling: :class:`nemo_cdt.config.RopeScaling` as a dict, which a checkpoint can record.
+    """
+
+    family: str = "llama"
+    rope_scaling: dict[str, Any] | None = None
+    window_size: Sequence[int] | None = None  # Megatron's pair; a list in a checkpoint
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window_size:
+            self.window_size = tuple(self.window_size)
+        if self.rope_scaling:
+            self.softmax_scale = softmax_scale(self.kv_channels, RopeScaling(**self.rope_scaling))
+
+    def configure_model(self, *arguments: Any, **named: Any) -> GPTModel:
+        model = super().configure_model(*arguments, **named)
+        if self.rope_scaling:
+            rope = model.rotary_pos_emb
+            rope.inv_freq = scaled(rope.inv_freq, self.rotary_base, RopeScaling(**self.rope_scaling))
+        return model
+
+
+class CDTModel(llm.GPTModel):
+    """NeMo's GPT, fed with :class:`MicroBatch` in training, validation and detection alike."""
 
     def configure_model(self, vp_stage: int | None = None) -> None:
         built = hasattr(self, "module")
@@ -47,7 +78,7 @@ def padded(vocabulary: int) -> int:
     return -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
-def llama_config(config: Config, *, vocab_size: int, on_gpu: bool) -> LlamaConfig:
+def nemo_config(config: Config, *, vocab_size: int, on_gpu: bool) -> CDTConfig:
     """NeMo's config of the model. Everything goes through the constructor: a checkpoint records its arguments only.
 
     Raises:
@@ -59,12 +90,20 @@ def llama_config(config: Config, *, vocab_size: int, on_gpu: bool) -> LlamaConfi
             if value:
                 raise ValueError(f"{name}={value} needs a GPU and Transformer Engine: set {name}=0")
     arguments = {
+        "family": str(model.family),
         "num_layers": model.num_layers,
         "hidden_size": model.hidden_size,
         "ffn_hidden_size": model.ffn_hidden_size,
         "num_attention_heads": model.num_attention_heads,
         "num_query_groups": model.num_query_groups,
+        "kv_channels": model.head_dim,
+        "add_qkv_bias": model.qkv_bias,
+        "qk_layernorm": model.qk_norm,
+        "window_size": model.sliding_window and [model.sliding_window - 1, 0],  # how far back and ahead
+        "attention_dropout": model.attention_dropout,
+        "hidden_dropout": model.hidden_dropout,
         "rotary_base": model.rotary_base,
+        "rope_scaling": model.rope and _plain(model.rope),
         "layernorm_epsilon": model.norm_epsilon,
         "init_method_std": model.init_std,
         "share_embeddings_and_output_weights": model.tied_embeddings,
@@ -82,15 +121,11 @@ def llama_config(config: Config, *, vocab_size: int, on_gpu: bool) -> LlamaConfi
     }
     if not (on_gpu and HAVE_TRANSFORMER_ENGINE):
         arguments |= {"transformer_layer_spec": layer_spec, "apply_rope_fusion": False, "persist_layer_norm": False}
-    if model.rope_scaling is None:
-        return Llama3Config(**arguments)
-    return Llama31Config(
-        **arguments,
-        scale_factor=model.rope_scaling.factor,
-        low_freq_factor=model.rope_scaling.low_freq_factor,
-        high_freq_factor=model.rope_scaling.high_freq_factor,
-        old_context_len=model.rope_scaling.original_max_position_embeddings,
-    )
+    return CDTConfig(**arguments)
+
+
+def _plain(scaling: RopeScaling) -> dict[str, Any]:
+    return asdict(scaling) | {"rope_type": str(scaling.rope_type)}
 
 
 _INTERLEAVED = {"overlap_p2p_comm": True, "batch_p2p_comm": False}

@@ -1,9 +1,12 @@
 """NeMo's strategy and precision, made safe to start (see the race in design.md section 4) and to resume."""
 
+import os
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from nemo import lightning as nl
 from torch import nn
 
@@ -23,6 +26,12 @@ class SynchronizedPrecision(nl.MegatronMixedPrecision):
 
 class SynchronizedStrategy(nl.MegatronStrategy):
     """Waits for DDP's copies, made on that side stream, before anything reads them."""
+
+    def setup_distributed(self) -> None:
+        """NeMo seeds Megatron's generators, those of dropout and of a GPU's initial weights, with 1234, always."""
+        super().setup_distributed()
+        seed = int(os.environ["PL_GLOBAL_SEED"])  # Lightning's seed_everything
+        model_parallel_cuda_manual_seed(seed + 100 * parallel_state.get_pipeline_model_parallel_rank())
 
     def init_model_parallel(self) -> None:
         super().init_model_parallel()

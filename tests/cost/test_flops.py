@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 
 from nemo_cdt.config import Config, Data, Objective, ObjectiveName, Recompute
-from nemo_cdt.cost.flops import attended, floor, useful, windows, work
-from tests.cost.models import LLAMA31_8B, LLAMA31_70B
+from nemo_cdt.cost.flops import attended, floor, keys, useful, windows, work
+from tests.cost.models import LLAMA31_8B, LLAMA31_70B, MISTRAL_7B, QWEN3_8B
 
 LENGTHS = [8192, 16384, 32768, 65536, 131072]
 FULL, MLP = Recompute.full, Recompute.selective
@@ -80,6 +82,24 @@ def test_windows_cost_the_forwards_that_they_are():
         assert found.attention_forward == pytest.approx(forwards * work(LLAMA31_8B, 5120).attention_forward)
         assert found.head == pytest.approx(count * 1024 / length * work(LLAMA31_8B, 1).head / 3)
     assert windows(Config()).total == 0
+
+
+@pytest.mark.parametrize("window", [1, 100, 1000, 5000, None])
+def test_a_sliding_window_bounds_attention(window):
+    model, length = replace(MISTRAL_7B, sliding_window=window), 1000
+    expected = sum(min(position + 1, window or length) for position in range(length)) / length
+
+    assert keys(model, length) == pytest.approx(expected, abs=0.5)  # half of the diagonal, as for all attention here
+    attention = work(model, length).attention_forward
+    assert attention == 32 * 4 * 4096 * keys(model, length)  # two products of two FLOPs each
+    assert work(model, length).linears == work(MISTRAL_7B, length).linears
+
+
+def test_heads_may_be_larger_or_smaller_than_their_share_of_the_hidden_size():
+    whole, half = (work(replace(QWEN3_8B, head_dim=size), 8192) for size in (128, 64))
+
+    assert half.attention_forward == whole.attention_forward / 2
+    assert whole.linears - half.linears == 3 * 2 * 36 * 2 * 4096 * (4096 + 1024) / 2
 
 
 def test_attention_of_packed_documents_spans_a_document():

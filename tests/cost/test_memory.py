@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from nemo_cdt.config import (
@@ -13,7 +15,15 @@ from nemo_cdt.config import (
     Trainer,
 )
 from nemo_cdt.cost.memory import GIB, detection_peak, detection_recompute, peak, stage_parameters, training_peak
-from tests.cost.models import LLAMA31_8B, LLAMA31_70B, LLAMA32_1B
+from tests.cost.models import (
+    LLAMA3_8B,
+    LLAMA31_8B,
+    LLAMA31_70B,
+    LLAMA32_1B,
+    MISTRAL_7B,
+    QWEN3_8B,
+    QWEN25_7B,
+)
 
 NONE, MLP, FULL = Recompute
 PUBLISHED = {  # gigabytes a GPU at 131,072 tokens, performance.md section 3.2, of which 4 are the runtime's
@@ -57,7 +67,16 @@ def llama(
 
 
 @pytest.mark.parametrize(
-    ("model", "expected"), [(LLAMA31_8B, 8030261248), (LLAMA31_70B, 70553706496), (LLAMA32_1B, 1235814400)]
+    ("model", "expected"),
+    [
+        (LLAMA3_8B, 8030261248),
+        (LLAMA31_8B, 8030261248),
+        (LLAMA31_70B, 70553706496),
+        (LLAMA32_1B, 1235814400),
+        (QWEN25_7B, 7615616512),
+        (QWEN3_8B, 8190735360),
+        (MISTRAL_7B, 7248023552),
+    ],
 )
 def test_a_model_has_as_many_parameters_as_was_published(model, expected):
     assert stage_parameters(Config(model=model), 0) == expected
@@ -96,6 +115,18 @@ def test_what_a_layer_keeps_per_token_is_what_transformer_engine_keeps():
 
     assert [kept(training_peak(llama(length=8192, recompute=policy))) for policy in Recompute] == [34, 11, 2]
     assert [kept(detection_peak(config, policy)) for policy in Recompute] == [23, 9, 2]
+
+
+def test_qk_norm_keeps_queries_and_keys_twice_and_dropout_its_masks():
+    def kept(**changes):
+        config = llama(length=8192)
+        config.model = replace(QWEN3_8B, **changes)
+        return training_peak(config).activations
+
+    tokens = 36 * 8192  # of all layers
+    assert kept() - kept(qk_norm=False) == tokens * 2 * (4096 + 1024)
+    assert kept(hidden_dropout=0.1) - kept() == tokens * 2 * 4096
+    assert kept(head_dim=64) - kept() == -tokens * (2 * (2 * 2560 + 512) + 2 * 2048)
 
 
 def test_the_logits_are_bounded_at_any_length():

@@ -9,12 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from nemo_cdt.config import Parallel
+from nemo_cdt.config import Model, Parallel
 from nemo_cdt.cpu import cuda_on_cpu
 from nemo_cdt.data.tokenizer import byte_tokenizer
 from nemo_cdt.nemo.checkpoints import latest_checkpoint
 from nemo_cdt.nemo.convert import convert
 from tests import jobs
+from tests.families import FAMILIES, PLAIN
+from tests.llama import loaded, random_hugging_face
 from tests.ranks import on_ranks
 from tests.runs import TINY, VOCABULARY, small_run, write_documents
 
@@ -49,6 +51,12 @@ def write_llama(folder, dtype=torch.float32, **changes):
         if "norm" in name:
             torch.nn.init.normal_(parameter, mean=1.0, std=0.2)
     llama.to(dtype).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+
+
+def write_family(folder, model, dtype=torch.float32):
+    """A tiny model of that architecture, as :func:`write_llama` writes one."""
+    random_hugging_face(model, 263).to(dtype).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
 
 
@@ -94,7 +102,7 @@ def megatron_logits(checkpoint, tokens):
 
 @torch.no_grad()
 def expected_logits(folder, tokens):
-    return LlamaForCausalLM.from_pretrained(folder, torch_dtype=torch.float32)(tokens).logits
+    return loaded(folder)(tokens).logits
 
 
 SMALL_RUN = {
@@ -115,19 +123,45 @@ def llama(tmp_path_factory):
     return folder
 
 
+ARCHITECTURES: dict[str, Model] = {  # those of FAMILIES go there and back in tests/test_families.py
+    "mistral without window": replace(FAMILIES["mistral"], sliding_window=None),
+    "llama with larger heads": replace(TINY, head_dim=24),
+    "qwen2 with window and larger heads": replace(FAMILIES["qwen2"], head_dim=24, sliding_window=16),
+    "tied qwen3 with yarn": replace(
+        FAMILIES["qwen3"], rope_scaling=FAMILIES["yarn llama"].rope_scaling, tied_embeddings=True
+    ),
+}
+
+
+def assert_back_again(folder):
+    """HF to NEMO to BACK: the same bits, and the same words."""
+    convert(folder / "nemo", folder / "back")
+    assert same(weights(folder / "back"), weights(folder / "hf"))
+    found, expected = (json.loads((folder / name / "config.json").read_text()) for name in ("back", "hf"))
+    tokenizer = byte_tokenizer()
+    expected |= {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    if (rope := expected["rope_scaling"]) and rope["rope_type"] == "yarn":
+        expected["rope_scaling"] = rope | {"beta_fast": 32.0, "beta_slow": 1.0}  # what transformers takes without
+    if expected["model_type"].startswith("qwen") and not expected["use_sliding_window"]:
+        expected["max_window_layers"] = expected["num_hidden_layers"]  # no window: it says nothing
+    assert found == expected
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        assert (folder / "back" / file).read_bytes() == (folder / "hf" / file).read_bytes()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True, "rope_scaling": None}])
 def test_there_and_back_again_changes_no_bit(tmp_path, dtype, changes):
     write_llama(tmp_path / "hf", dtype, **changes)
     convert(tmp_path / "hf", tmp_path / "nemo")
-    convert(tmp_path / "nemo", tmp_path / "back")
-    assert same(weights(tmp_path / "back"), weights(tmp_path / "hf"))
-    found, expected = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("back", "hf"))
-    tokenizer = byte_tokenizer()
-    expected |= {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    assert found == expected
-    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
-        assert (tmp_path / "back" / file).read_bytes() == (tmp_path / "hf" / file).read_bytes()
+    assert_back_again(tmp_path)
+
+
+def assert_same_logits(folder):
+    expected = expected_logits(folder / "hf", TOKENS)
+    found = megatron_logits(folder / "nemo", TOKENS)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -137,10 +171,15 @@ def test_there_and_back_again_changes_no_bit(tmp_path, dtype, changes):
 def test_megatron_computes_what_transformers_computes(tmp_path, changes):
     write_llama(tmp_path / "hf", **changes)
     convert(tmp_path / "hf", tmp_path / "nemo")
-    expected = expected_logits(tmp_path / "hf", TOKENS)
-    found = megatron_logits(tmp_path / "nemo", TOKENS)
-    assert expected.std() > 0.1
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert_same_logits(tmp_path)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_each_family_goes_there_and_back_and_computes_the_same(tmp_path, name):
+    write_family(tmp_path / "hf", ARCHITECTURES[name])
+    convert(tmp_path / "hf", tmp_path / "nemo")
+    assert_back_again(tmp_path)
+    assert_same_logits(tmp_path)
 
 
 @pytest.mark.parametrize("field", ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"])
@@ -175,7 +214,7 @@ def test_a_run_starts_from_hugging_face_and_ends_there_under_any_layout(tmp_path
     convert(tmp_path / "hf", tmp_path / "nemo")
     write_documents(tmp_path / "d.jsonl", kind="lm", count=16, longest=60)
     config = small_run(tmp_path / "run", tmp_path / "d.jsonl", steps=1, parallel=parallel)
-    config.model = replace(config.model, rope_scaling=None)
+    config.model = replace(config.model, rope_scaling=PLAIN)
     config.init.nemo = str(tmp_path / "nemo")
     config.trainer.devices = 2
     config.optim.lr = config.optim.min_lr = 1e-30  # a step that moves nothing: what comes out is what went in
@@ -206,7 +245,7 @@ def damaged(folder, change):
     ("change", "message"),
     [
         (lambda s: s.pop("model.layers.2.mlp.up_proj.weight"), r"model\.layers\.2\.mlp\.up_proj\.weight is missing"),
-        (lambda s: s.update({"model.layers.3.mlp.up_proj.weight": torch.ones(1)}), r"is no weight of this Llama"),
+        (lambda s: s.update({"model.layers.3.mlp.up_proj.weight": torch.ones(1)}), r"is no weight of this model"),
         (lambda s: s.update({"lm_head.weight": torch.ones(256, 64)}), r"lm_head\.weight is \(256, 64\) and not \(263"),
     ],
 )
@@ -233,10 +272,12 @@ def change_context(checkpoint, old, new):
             "  ffn_hidden_size: 32\n",
             r"linear_fc1\.weight is \(3, 192, 64\) and not ",
         ),
-        ("output_weights: false", "output_weights: true", r"output_layer\.weight is no weight of this Llama"),
-        ("  qk_layernorm: false", "  qk_layernorm: true", "holds no Llama: its qk_layernorm is True"),
-        ("  kv_channels: null", "  kv_channels: 32", "holds no Llama: its kv_channels is 32"),
-        ("functional.silu", "functional.gelu", "holds no Llama: its activation_func is"),
+        ("output_weights: false", "output_weights: true", r"output_layer\.weight is no weight of this model"),
+        ("  qk_layernorm: false", "  qk_layernorm: true", r"self_attention\.q_layernorm\.weight is missing"),
+        ("  add_qkv_bias: false", "  add_qkv_bias: true", r"self_attention\.linear_qkv\.bias is missing"),
+        ("  kv_channels: null", "  kv_channels: 32", r"linear_qkv\.weight is \(3, 128, 64\) and not \(3, 256, 64\)"),
+        ("  window_size: null", "  window_size: [-1, 0]", "holds none of llama, .*: its window_size is"),
+        ("functional.silu", "functional.gelu", "holds none of llama, .*: its activation_func is"),
     ],
 )
 def test_a_nemo_checkpoint_that_does_not_fit_leaves_nothing_behind(tmp_path, old, new, message):

@@ -6,10 +6,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
-from nemo_cdt.config import Model, RopeScaling
+from nemo_cdt.config import Family, Model, RopeScaling, RopeType
 from nemo_cdt.data.tokenizer import byte_tokenizer
 from nemo_cdt.nemo import huggingface
-from nemo_cdt.nemo.llama_weights import huggingface_shapes
+from nemo_cdt.nemo.weights import huggingface_shapes
 
 MODEL = Model(
     name="hf",
@@ -91,21 +91,25 @@ def test_what_an_older_config_leaves_out_is_what_transformers_takes(tmp_path):
     left_out = ("num_key_value_heads", "rope_theta", "rope_scaling", "rms_norm_eps", "attention_bias", "head_dim")
     change_config(tmp_path / "hf", **dict.fromkeys(left_out, ...))
     model, default = huggingface.read_model(tmp_path / "hf"), LlamaConfig()
-    assert (model.num_query_groups, model.rope_scaling) == (model.num_attention_heads, None)
+    assert (model.num_query_groups, model.rope) == (model.num_attention_heads, None)
     assert (model.rotary_base, model.norm_epsilon) == (default.rope_theta, default.rms_norm_eps)
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"architectures": ["MistralForCausalLM"]}, r"config.json says architectures=\['MistralForCausalLM'\]"),
+        ({"architectures": ["GemmaForCausalLM"]}, r"config.json says architectures=\['GemmaForCausalLM'\]"),
         ({"hidden_act": "gelu"}, "config.json says hidden_act=gelu, not silu"),
         ({"attention_bias": True}, "config.json says attention_bias=True, not False"),
         ({"mlp_bias": True}, "config.json says mlp_bias=True, not False"),
         ({"quantization_config": {"bits": 4}}, "config.json says quantization_config="),
-        ({"num_key_value_heads": 3}, "num_key_value_heads=3 does not divide"),
-        ({"head_dim": 8}, "head_dim=8 is not hidden_size / num_attention_heads"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "its RoPE scaling is yarn"),
+        ({"partial_rotary_factor": 0.5}, "config.json says partial_rotary_factor=0.5, not 1.0"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads=3 does not divide num_attention_heads=4"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "its RoPE scaling is linear; only llama3, yarn, or"),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "truncate": False}},
+            "config.json says rope_scaling.truncate=False, which is not known",
+        ),
         (
             {"rope_scaling": {"rope_type": "llama3", "factor": 2.0}},
             "transformers refuses .*low_freq_factor",
@@ -115,15 +119,63 @@ def test_what_an_older_config_leaves_out_is_what_transformers_takes(tmp_path):
 def test_what_megatron_would_compute_differently_is_refused(tmp_path, change, reason):
     written(tmp_path / "hf")
     change_config(tmp_path / "hf", **change)
-    with pytest.raises(ValueError, match=f"hf is no Hugging Face Llama: {reason}"):
+    with pytest.raises(ValueError, match=f"hf is no Hugging Face model of llama, mistral, qwen2, qwen3: {reason}"):
         huggingface.read_model(tmp_path / "hf")
+
+
+QWEN = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "num_hidden_layers": 3,
+    "sliding_window": 4096,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "window"),
+    [
+        ({}, None),
+        ({"use_sliding_window": True, "max_window_layers": 0}, 4096),
+        ({"use_sliding_window": True, "max_window_layers": 3}, None),
+        ({"use_sliding_window": True, "layer_types": ["sliding_attention"] * 3}, 4096),
+    ],
+)
+def test_qwens_window_is_that_of_all_layers_or_of_none(tmp_path, changes, window):
+    written(tmp_path / "hf")
+    change_config(tmp_path / "hf", **QWEN | changes)
+    model = huggingface.read_model(tmp_path / "hf")
+    assert (model.sliding_window, model.qkv_bias, model.family) == (window, True, Family.qwen2)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            {"use_sliding_window": True, "max_window_layers": 1},
+            "use_sliding_window=True with max_window_layers=1: full_attention in some layers and sliding_attention in",
+        ),
+        ({"use_mrope": True}, "use_mrope=True, not False"),
+    ],
+)
+def test_of_qwen_too(tmp_path, change, reason):
+    written(tmp_path / "hf")
+    change_config(tmp_path / "hf", **QWEN | change)
+    with pytest.raises(ValueError, match=f"config.json says {reason}"):
+        huggingface.read_model(tmp_path / "hf")
+
+
+def test_yarn_without_its_original_length_takes_that_of_the_model_as_transformers_does(tmp_path):
+    written(tmp_path / "hf")
+    change_config(tmp_path / "hf", rope_scaling={"type": "yarn", "factor": 4.0, "attention_factor": None})
+    expected = RopeScaling(rope_type=RopeType.yarn, factor=4.0, original_max_position_embeddings=16384)
+    assert huggingface.read_model(tmp_path / "hf").rope == expected
 
 
 @pytest.mark.parametrize("text", [None, "{", "[1]"])
 def test_a_folder_without_a_readable_config_is_refused(tmp_path, text):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=r"is no Hugging Face Llama: it has no readable config\.json"):
+    with pytest.raises(ValueError, match=r"is no Hugging Face model of .*: it has no readable config\.json"):
         huggingface.read_model(tmp_path)
 
 

@@ -14,6 +14,7 @@ import torch
 from nemo_cdt.config import Config, Init, Lora, Parallel
 from nemo_cdt.nemo.convert import convert
 from nemo_cdt.nemo.merge import base_of
+from tests.families import PLAIN
 from tests.jobs import tensors
 from tests.nemo.test_convert import SMALL_RUN, change_context, expected_logits, one_rank, weights, write_llama
 from tests.nemo.test_resume import constant
@@ -35,7 +36,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(folder: Path, start: Path, parallel: Parallel | None = None, **changes: Any) -> Config:
     config = constant(folder, start / "d.jsonl", parallel=parallel or Parallel(), **changes)
-    config.model = replace(TINY, vocab_size=None, rope_scaling=None)
+    config.model = replace(TINY, vocab_size=None, rope_scaling=PLAIN)
     config.init, config.lora = Init(hf=str(start / "hf")), Lora(rank=8, alpha=16)
     config.optim.lr = 1e-2  # so that adapters soon matter
     return config
@@ -139,7 +140,7 @@ def test_merged_weights_keep_the_precision_of_what_is_adapted(uninterrupted: Pat
     ("old", "new", "message"),
     [
         ("  dim: 8\n", "  dim: 4\n", r"linear_in\.weight is \(2, 8, 64\) and not \(2, 4, 64\)"),
-        ("  - linear_proj\n", "", r"linear_proj\.adapter\.\S+ is no weight of this Llama"),
+        ("  - linear_proj\n", "", r"linear_proj\.adapter\.\S+ is no weight of this model"),
         ("model_transform:", "transform:", r"context/model\.yaml has no dim of a LoRA"),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nemo_cdt.config import Model
-from nemo_cdt.nemo.llama_weights import (
+from nemo_cdt.nemo.weights import (
     huggingface_shapes,
     megatron_shapes,
     to_huggingface,
@@ -20,7 +20,16 @@ def random_weights(shapes):
     return {name: torch.randn(shape) for name, shape in shapes.items()}
 
 
-@pytest.mark.parametrize("model", [MODEL, replace(MODEL, tied_embeddings=True), replace(MODEL, num_query_groups=4)])
+@pytest.mark.parametrize(
+    "model",
+    [
+        MODEL,
+        replace(MODEL, tied_embeddings=True),
+        replace(MODEL, num_query_groups=4),
+        replace(MODEL, qkv_bias=True),
+        replace(MODEL, qk_norm=True, head_dim=6),
+    ],
+)
 def test_there_and_back_again_is_the_identity(model):
     expected = random_weights(huggingface_shapes(model))
     megatron = to_megatron(expected, model)
@@ -36,6 +45,14 @@ def test_query_key_and_value_lie_group_by_group():
     # Two groups of two query heads, four rows a head.
     expected = torch.cat([q[0:8], k[0:4], v[0:4], q[8:16], k[4:8], v[4:8]])
     assert torch.equal(to_megatron(weights, MODEL)["decoder.layers.1.self_attention.linear_qkv.weight"], expected)
+
+
+def test_biases_lie_as_the_rows_of_their_weights():
+    model = replace(MODEL, qkv_bias=True)
+    weights = random_weights(huggingface_shapes(model))
+    q, k, v = (weights[f"model.layers.1.self_attn.{name}_proj.bias"] for name in "qkv")
+    expected = torch.cat([q[0:8], k[0:4], v[0:4], q[8:16], k[4:8], v[4:8]])
+    assert torch.equal(to_megatron(weights, model)["decoder.layers.1.self_attention.linear_qkv.bias"], expected)
 
 
 def test_the_gate_lies_before_the_up_projection():
@@ -60,7 +77,7 @@ def test_buffers_of_old_checkpoints_are_passed_over():
     ("change", "message"),
     [
         ({"model.norm.weight": None}, r"DIR: model\.norm\.weight is missing$"),
-        ({"model.norm.bias": torch.ones(16)}, r"DIR: model\.norm\.bias is no weight of this Llama$"),
+        ({"model.norm.bias": torch.ones(16)}, r"DIR: model\.norm\.bias is no weight of this model$"),
         ({"model.norm.weight": torch.ones(8)}, r"DIR: model\.norm\.weight is \(8,\) and not \(16,\)$"),
         ({"model.norm.weight": None, "lm_head.weight": None}, r"is missing, and 1 more$"),
     ],

@@ -1,12 +1,13 @@
-"""The weights of one Llama under Hugging Face's names and under Megatron's: every tensor, both ways, bit for bit.
+"""The weights of one model under Hugging Face's names and under Megatron's: every tensor, both ways, bit for bit.
 
 Megatron keeps in one matrix what Hugging Face keeps in several. With heads N, query groups G and head dimension D:
 
     linear_qkv   for each group its N/G query heads, its key and its value, [G * (N/G + 2) * D, hidden]
     linear_fc1   the gate, then the up projection, [2 * ffn, hidden]
 
-Both are one rule (:class:`Block`). Megatron's names here are those in a distributed checkpoint, which are Transformer
-Engine's: layers without it, ours among them, rename their two norms when they save and load.
+Both, and the first one's biases, are one rule (:class:`Block`). Megatron's names here are those in a distributed
+checkpoint, which are Transformer Engine's: layers without it, ours among them, rename their two norms when they save
+and load.
 """
 
 from collections.abc import Iterator, Mapping
@@ -58,16 +59,19 @@ def blocks(model: Model) -> Iterator[Block]:
 
 def _layer(model: Model, megatron: str, hf: str) -> Iterator[Block]:
     hidden, ffn = model.hidden_size, model.ffn_hidden_size
-    key_value = (model.num_query_groups * (hidden // model.num_attention_heads), hidden)
+    rows = {"q": model.query_size, "k": model.key_size, "v": model.key_size}
     attention, mlp = megatron + "self_attention.", megatron + "mlp."
     yield Block(attention + "linear_qkv.layer_norm_weight", {hf + "input_layernorm.weight": (hidden,)})
-    query_key_value = {
-        hf + "self_attn.q_proj.weight": (hidden, hidden),
-        hf + "self_attn.k_proj.weight": key_value,
-        hf + "self_attn.v_proj.weight": key_value,
-    }
-    yield Block(attention + "linear_qkv.weight", query_key_value, groups=model.num_query_groups)
-    yield Block(attention + "linear_proj.weight", {hf + "self_attn.o_proj.weight": (hidden, hidden)})
+    weights = {f"{hf}self_attn.{name}_proj.weight": (size, hidden) for name, size in rows.items()}
+    yield Block(attention + "linear_qkv.weight", weights, groups=model.num_query_groups)
+    if model.qkv_bias:
+        biases = {f"{hf}self_attn.{name}_proj.bias": (size,) for name, size in rows.items()}
+        yield Block(attention + "linear_qkv.bias", biases, groups=model.num_query_groups)
+    if model.qk_norm:
+        for name in ("q", "k"):
+            norm = {f"{hf}self_attn.{name}_norm.weight": (model.head_size,)}
+            yield Block(f"{attention}{name}_layernorm.weight", norm)
+    yield Block(attention + "linear_proj.weight", {hf + "self_attn.o_proj.weight": (hidden, model.query_size)})
     yield Block(mlp + "linear_fc1.layer_norm_weight", {hf + "post_attention_layernorm.weight": (hidden,)})
     gate_up = {hf + "mlp.gate_proj.weight": (ffn, hidden), hf + "mlp.up_proj.weight": (ffn, hidden)}
     yield Block(mlp + "linear_fc1.weight", gate_up)
@@ -101,7 +105,7 @@ def require(found: Mapping[str, Shape], expected: Mapping[str, Shape], where: ob
     if missing := [name for name in expected if name not in found]:
         raise ValueError(f"{where}: {missing[0]} is missing{_more(missing)}")
     if unexpected := [name for name in found if name not in expected]:
-        raise ValueError(f"{where}: {unexpected[0]} is no weight of this Llama{_more(unexpected)}")
+        raise ValueError(f"{where}: {unexpected[0]} is no weight of this model{_more(unexpected)}")
     if wrong := [name for name in expected if found[name] != expected[name]]:
         raise ValueError(f"{where}: {wrong[0]} is {found[wrong[0]]} and not {expected[wrong[0]]}{_more(wrong)}")
 
