@@ -69,6 +69,31 @@ def evaluate(config: Config, documents: list[Any]) -> dict[str, float]:
         return found
 
 
+def build_each(files: list[Path]) -> dict[str, tuple]:
+    """NeMo's configuration, model and trainer of each run, with no weights yet; what they say of model and layout."""
+    found = {}
+    with cuda_on_cpu():
+        from nemo_cdt.nemo import assemble
+        from nemo_cdt.nemo.lora import adapters
+        from nemo_cdt.nemo.model import CDTModel, nemo_config, padded
+        from nemo_cdt.nemo.sample import SampleWriter
+
+        for config in map(load, files):
+            made = nemo_config(config, vocab_size=config.model.vocab_size or padded(262), on_gpu=False)
+            lora = adapters(config.lora)
+            model = CDTModel(made, optim=assemble._optimizer(config), model_transform=lora)
+            trainer = assemble._trainer(config, False, SampleWriter(Path(config.output, "s.json"), None), lora)
+            layout = trainer.strategy.parallelism
+            sizes = (
+                layout.tensor_model_parallel_size,
+                layout.pipeline_model_parallel_size,
+                layout.virtual_pipeline_model_parallel_size,
+                layout.context_parallel_size,
+            )
+            found[Path(config.output).name] = (model.config.num_layers, model.config.hidden_size, *sizes)
+    return found
+
+
 class Seen(L.Callback):
     def __init__(self) -> None:
         self.initial: dict[str, np.ndarray] = {}

@@ -28,7 +28,6 @@ def hydra(tmp_path, monkeypatch):
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
     (tmp_path / "llama").mkdir()
     (tmp_path / "llama/config.json").write_text('{"model_type": "llama"}')
-    write_stub_of_prepared(tmp_path / "prepared", tokens=8192)
     ConfigStore.instance().store(name="schema", node=Config)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield
@@ -45,9 +44,14 @@ def test_every_option_of_every_group_composes_to_a_run(option):
     if name in ("logo", "preferences"):  # one is for the other alone
         site = ["objective=logo", "data=preferences"]
         option = "model=tiny"
-    path = "prepared" if name in ("prepared", "pretrain") else "rows.jsonl"
-    wanted = (f"data.path={path}", "data.seq_length=8192", "compare_to=null", "init.hf=llama", *site)
-    config = with_site(composed(option, *wanted))
+    length = [] if group == "experiment" else ["data.seq_length=8192"]
+    wanted = [*length, "data.path=rows.jsonl", "compare_to=null", "init.hf=llama"]
+    if composed(option, *wanted, *site).trainer.num_nodes > 1:
+        site = ["launcher=slurm", f"launcher.site={SITE}"]
+    config = with_site(composed(option, *wanted, *site))
+    if config.data.name.is_prepared:
+        config.data.path = "prepared"
+        write_stub_of_prepared(Path("prepared"), tokens=config.data.seq_length)
     Path("llama/config.json").write_text(f'{{"model_type": "{config.model.family}"}}')
     validate(config)
 
@@ -90,7 +94,7 @@ def test_llama31_8b_is_what_its_name_says():
     [
         ("trainer.max_step=5", "unknown key trainer.max_step: did you mean trainer.max_steps?"),
         ("traner.max_steps=5", "unknown key traner: did you mean trainer?"),
-        ("beta=5", "unknown key beta: did you mean objective.beta?"),
+        ("beta=5", "unknown key beta: did you mean objective.beta or longppl.beta?"),
         ("modle=tiny", "unknown key modle: did you mean model?"),
         (
             "+parallel.zzz=1",

@@ -31,9 +31,11 @@ def first_words(section: str) -> list[str]:
 def test_a_run_composes_and_is_valid(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text("{}")
-    write_stub_of_prepared(tmp_path / "data/mine", tokens=900)
-    (tmp_path / "Llama-3.1-8B").mkdir()
-    (tmp_path / "Llama-3.1-8B/config.json").write_text('{"model_type": "llama"}')
+    for name in ("mine", "alignment", "short"):
+        write_stub_of_prepared(tmp_path / "data" / name, tokens=900)
+    for name in ("Llama-3.1-8B", "Llama-3.1-8B-Instruct", "Llama-3.2-1B-Instruct"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"model_type": "llama"}')
     _, recipe, *overrides = shlex.split(command)
     first_of_sweep = [re.sub(r",.*", "", override) for override in overrides if override != "-m"]
 
