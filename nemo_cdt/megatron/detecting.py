@@ -25,11 +25,10 @@ class DetectingSchedule(TwoPassSchedule):
     ) -> list:
         assert forward_only, "this schedule is of validation"
         chunks = chunks_of(model)
-        with torch.inference_mode(False):  # autograd cannot keep what is made in Lightning's inference mode
-            batches, again = self._whole_batch(data_iterator, num_microbatches)
+        batches, again = self._whole_batch(data_iterator, num_microbatches)
         fixed = {"model": model, **rest}
         losses = self._runs(fixed, forward_only=True)(forward_step_func, again(batches), num_microbatches)
-        with torch.inference_mode(False), as_in_training(chunks):  # which turns gradients on
+        with torch.enable_grad(), as_in_training(chunks):
             self._detect(batches, again, self._runs(fixed, forward_only=False), chunks, forward_step_func)
         return losses
 

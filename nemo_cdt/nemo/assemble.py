@@ -172,6 +172,7 @@ def _trainer(config: Config, on_gpu: bool, sample: SampleWriter, lora: Adapters 
         log_every_n_steps=1,
         use_distributed_sampler=False,
         enable_model_summary=False,
+        inference_mode=False,  # RoPE's cached angles would be of it, and validation detects with gradients
         strategy=_strategy(config, on_gpu),
         plugins=SynchronizedPrecision(
             "bf16-mixed" if settings.precision is Precision.bf16 else "32",
