@@ -151,6 +151,8 @@ def recall(run: Path) -> Job:
         assert isinstance(launcher, Launcher)
         return Job(launcher, found["output"], found["ids"])
     except FileNotFoundError as error:
+        if not run.is_dir():
+            raise ValueError(f"{run} does not exist: give the output of a run that a launcher has started") from error
         raise ValueError(f"{run} has no {JOB}: give the output of a run that a launcher has started") from error
     except (ValueError, KeyError) as error:
         raise ValueError(f"{run / JOB} is damaged: {error}") from error

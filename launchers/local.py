@@ -24,6 +24,8 @@ from nemo_cdt.ending import LAUNCHER
 from nemo_cdt.mistakes import fail
 
 TRAIN = "nemo_cdt.nemo.train"
+BEFORE_TRAINING = ("init", ".init.lock", "tokenizer", ".tokenizer.lock", "key_tokens.npz", ".key_tokens.lock", "index")
+"""In OUTPUT, what a start writes before it knows that it can train."""
 PYNVML = "The pynvml package is deprecated"
 
 
@@ -54,7 +56,7 @@ def _train(config: Config) -> None:
         else:
             _train_in_processes(file, config.trainer.devices, config.launcher.max_restarts)
     except BaseException:
-        if {path.name for path in file.parent.iterdir()} == {file.name, JOB}:
+        if {path.name for path in file.parent.iterdir()} <= {file.name, JOB, *BEFORE_TRAINING}:
             shutil.rmtree(file.parent)
         raise
 

@@ -3,6 +3,7 @@
 import argparse
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,11 @@ from nemo_cdt.mistakes import reported
 def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     with reported():
-        return parsed.verb(parsed)
+        try:
+            return parsed.verb(parsed)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     inspect.set_defaults(verb=_inspect)
 
     analyze = verbs.add_parser("analyze", help="see what a model attends to and what informs its answers")
-    analyze.add_argument("measure", metavar="NAME", choices=list(Measure), help=", ".join(Measure))
+    analyze.add_argument(
+        "measure", metavar="NAME", choices=[str(measure) for measure in Measure], help=", ".join(Measure)
+    )
     analyze.add_argument(
         "overrides",
         nargs="*",
@@ -122,7 +129,8 @@ def _analyze(parsed: argparse.Namespace) -> int:
 
     measure = Measure(parsed.measure)
     settings = read(measure, parsed.overrides)
-    from nemo_cdt.analysis.analyze import analyze  # torch, once the settings are known to be good
+    warnings.filterwarnings("ignore", "The pynvml package is deprecated")  # of torch, which the next line imports
+    from nemo_cdt.analysis.analyze import analyze  # once the settings are known to be good
 
     print(analyze(measure, settings, parsed.overrides) / "report.html")
     return 0

@@ -58,7 +58,7 @@ def test_help_shows_the_groups_and_every_key():
     done = recipe("--help")
 
     assert done.returncode == 0
-    assert "experiment: demo, sft" in done.stdout
+    assert "demo, language_modeling_llama31_8b_64k, sft" in done.stdout
     assert "model: llama31_70b, llama31_8b, llama32_1b, llama3_8b, mistral_7b, qwen25_7b, qwen3_8b, tiny" in done.stdout
     for key in ("threshold_scope: document", "virtual_pipeline: null", "checkpoint_interval:", "resume: false"):
         assert key in done.stdout
@@ -71,6 +71,13 @@ def test_cfg_job_prints_the_configuration_and_runs_nothing(tmp_path):
     assert "beta: 3.0" in done.stdout
     assert "hf: runs/mine/hf" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_start_that_finds_a_mistake_leaves_its_output_free(tmp_path):
+    done = recipe("data.seq_length=512", "compare_to=null", "trainer.accelerator=cpu")
+
+    assert (done.returncode, done.stderr.splitlines()[-1][:45]) == (2, "error: data.seq_length=512 is too short for t")
+    assert not (tmp_path / "runs/demo").exists()
 
 
 def test_the_points_of_a_sweep_have_folders_of_their_own_in_output(tmp_path):

@@ -174,6 +174,8 @@ def checkpoints(run: Path) -> list[Path]:
     """
     folder = run / "checkpoints"
     found = [p for p in folder.glob("step=*") if p.is_dir() and not (folder / f"{p.name}-unfinished").exists()]
+    if not found and (run / "config.json").is_file():
+        raise ValueError(f"model={run} is a Hugging Face folder: this measure follows a run, give the run's output")
     if not found:
         raise ValueError(
             f"model={run} is no Hugging Face folder (no config.json) and no run with a finished checkpoint"

@@ -106,6 +106,9 @@ def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTModel, RowDataMo
         if not (output / "tokenizer").exists():
             with new_folder(output / "tokenizer") as folder:
                 tokenizer.save_pretrained(folder)
+                given = Path(config.init.hf or "", "generation_config.json")
+                if config.init.hf and given.is_file():  # travels with the tokenizer, to checkpoints and exports
+                    shutil.copyfile(given, folder / given.name)
     nemo_tokenizer = AutoTokenizer(str(output / "tokenizer"), use_fast=True)
     data = data_module(config, nemo_tokenizer, model_config.vocab_size)
     data.held_out.key = judged(config, tokenizer, data.held_out.documents, on_gpu)

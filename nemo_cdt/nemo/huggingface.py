@@ -141,7 +141,9 @@ def _sliding_window(folder: Path, config: PretrainedConfig) -> int | None:
 
 
 def _rope_scaling(folder: Path, config: PretrainedConfig) -> RopeScaling:
-    scaling = {name: value for name, value in (config.rope_scaling or {}).items() if value is not None}
+    scaling = {
+        name: value for name, value in (getattr(config, "rope_scaling", None) or {}).items() if value is not None
+    }
     kind = scaling.pop("rope_type", scaling.pop("type", "default"))
     scaling.pop("type", None)
     if kind == "default":

@@ -215,7 +215,8 @@ def test_a_run_starts_from_hugging_face_and_ends_there_under_any_layout(tmp_path
     write_documents(tmp_path / "d.jsonl", kind="lm", count=16, longest=60)
     config = small_run(tmp_path / "run", tmp_path / "d.jsonl", steps=1, parallel=parallel)
     config.model = replace(config.model, rope_scaling=PLAIN)
-    config.init.nemo = str(tmp_path / "nemo")
+    config.init.nemo, config.init.hf = str(tmp_path / "nemo"), str(tmp_path / "hf")
+    (tmp_path / "hf/generation_config.json").write_text('{"temperature": 0.6}')
     config.trainer.devices = 2
     config.optim.lr = config.optim.min_lr = 1e-30  # a step that moves nothing: what comes out is what went in
     on_ranks(jobs.train, 2, config)
@@ -223,6 +224,7 @@ def test_a_run_starts_from_hugging_face_and_ends_there_under_any_layout(tmp_path
     assert checkpoint is not None
     convert(checkpoint, tmp_path / "back")
     assert same(weights(tmp_path / "back"), weights(tmp_path / "hf"))
+    assert (tmp_path / "back/generation_config.json").read_text() == '{"temperature": 0.6}'
 
 
 def test_a_conversion_leaves_the_process_as_it_was(tmp_path):

@@ -4,7 +4,7 @@ from functools import partial
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, MistralConfig
 
 from nemo_cdt.config import Family, Model, RopeScaling, RopeType
 from nemo_cdt.data.tokenizer import byte_tokenizer
@@ -162,6 +162,13 @@ def test_of_qwen_too(tmp_path, change, reason):
     change_config(tmp_path / "hf", **QWEN | change)
     with pytest.raises(ValueError, match=f"config.json says {reason}"):
         huggingface.read_model(tmp_path / "hf")
+
+
+def test_a_mistral_as_transformers_saves_it_needs_no_rope_scaling(tmp_path):
+    MistralConfig(architectures=["MistralForCausalLM"], sliding_window=None).save_pretrained(tmp_path)
+
+    assert "rope_scaling" not in (tmp_path / "config.json").read_text()
+    assert huggingface.read_model(tmp_path).rope is None
 
 
 def test_yarn_without_its_original_length_takes_that_of_the_model_as_transformers_does(tmp_path):
