@@ -341,6 +341,7 @@ def _accuracy(found: Sequence[Finding]) -> Drawing:
         means = [one.mean for one in _of(found, "accuracy", budget)]
         _bars(drawn, means, y + offset, budget)
     drawn.set_yticks(y, arms)
+    drawn.set_ylim(-0.6, len(arms) - 0.4)
     caption = "Mean over seeds and its 95 % interval, of all questions. first: before the arms."
     return Drawing(name="accuracy", title="Accuracy", caption=caption, figure=figure)
 
@@ -356,6 +357,7 @@ def _differences(found: Sequence[Finding]) -> Drawing:
             drawn.plot(np.multiply(100, one.differences), [at] * len(one.differences), "|", color="#555555")
     drawn.axvline(0, color="#555555", linewidth=0.8)
     drawn.set_yticks(y, arms)
+    drawn.set_ylim(-0.6, len(arms) - 0.4)
     caption = (
         "Each stroke is a seed, beside ce of the same seed; the bar is the mean's 95 % interval. An interval that "
         "includes 0 does not tell the arm from ce."
@@ -397,5 +399,6 @@ def _lift(found: Sequence[Finding]) -> Drawing:
     base = np.nanmean([one.mean.mean for one in _of(found, "base_supporting", "steps")])
     drawn.axvline(100 * base, color="#555555", linestyle="--", label="among all tokens")
     drawn.set_yticks(y, arms)
+    drawn.set_ylim(-0.6, len(arms) - 0.4)
     caption = "Among the critical tokens; a blind choice finds the dashed line."
     return Drawing(name="detection", title="What detection finds", caption=caption, figure=figure)
