@@ -40,7 +40,7 @@ from nemo_cdt.data.documents import TokenType
 from nemo_cdt.data.tokenizer import load_tokenizer
 from nemo_cdt.denoise import scores
 from nemo_cdt.folders import write_whole
-from nemo_cdt.mistakes import reported
+from nemo_cdt.mistakes import fail, reported
 from nemo_cdt.nemo import console
 from nemo_cdt.nemo.versions import versions
 
@@ -156,15 +156,15 @@ def settings(arguments: argparse.Namespace) -> Row:
 
 
 def is_done(folder: Path, arguments: argparse.Namespace) -> bool:
-    """Raises SystemExit where what is there was made with other settings: the two cannot be compared."""
+    """Ends the process where what is there was made with other settings: the two cannot be compared."""
     file = folder / effect_report.FILE
     if not file.exists():
         return False
     there = json.loads(file.read_text())["settings"]
     differing = [key for key, value in settings(arguments).items() if there.get(key) != value]
     if differing:
-        raise SystemExit(
-            f"error: {file} was made with {differing[0]}={there.get(differing[0])}, "
+        fail(
+            f"{file} was made with {differing[0]}={there.get(differing[0])}, "
             f"not {settings(arguments)[differing[0]]}: set another --out, or the same"
         )
     return True
@@ -232,7 +232,7 @@ def arm(seed: int, name: str, folder: Path, arguments: argparse.Namespace) -> Ro
     """Trains to the steps that fit into the time of ``ce``, is judged, and goes on to the steps of ``ce``."""
     start = folder.parent / FIRST / "hf"
     if not start.exists():
-        raise SystemExit(f"error: {start}, which the arms of seed {seed} start from, is not there: bring it along")
+        fail(f"{start}, which the arms of seed {seed} start from, is not there: bring it along")
     shutil.rmtree(folder, ignore_errors=True)  # of an attempt that did not end
     overrides = [ARMS[name], f"init.hf={start} trainer.seed={seed + NEW_DATA} export.hf={folder / 'run/hf'}"]
     make = partial(configured, arguments, folder / "run", *overrides)
@@ -247,7 +247,7 @@ def arm(seed: int, name: str, folder: Path, arguments: argparse.Namespace) -> Ro
         resumed = str(budget == "steps").lower()
         found = attempted(judged, make(f"trainer.max_steps={count} resume={resumed}"), arguments)
         if found.get("out_of_memory"):
-            raise SystemExit(f"error: seed {seed}, {name}: {found['error']}; set trainer.micro_batch_size by --set")
+            fail(f"seed {seed}, {name}: {found['error']}; set trainer.micro_batch_size by --set")
         budgets[budget] = {"steps": count} | found
         if "error" in found:  # it diverged, and that is its result, here and later
             budgets["steps"] = {"steps": steps} | found

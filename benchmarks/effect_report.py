@@ -396,7 +396,7 @@ def _lift(found: Sequence[Finding]) -> Drawing:
     figure, drawn = _tall(arms, "share of supporting facts' tokens (%)")
     for offset, budget in zip((0.12, -0.12), BUDGETS, strict=True):
         _bars(drawn, [one.mean for one in _of(found, "critical_supporting", budget)], y + offset, budget)
-    base = np.nanmean([one.mean.mean for one in _of(found, "base_supporting", "steps")])
+    base = float(np.nanmean([one.mean.mean for one in _of(found, "base_supporting", "steps")]))
     drawn.axvline(100 * base, color="#555555", linestyle="--", label="among all tokens")
     drawn.set_yticks(y, arms)
     drawn.set_ylim(-0.6, len(arms) - 0.4)

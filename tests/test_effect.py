@@ -99,8 +99,9 @@ def test_an_arm_that_is_none_and_other_settings_are_one_line(tmp_path, capsys):
     there = effect.settings(effect.parsed([])) | {"samples": 3}
     (folder / "result.json").write_text(json.dumps({"settings": there}))
 
-    with pytest.raises(SystemExit, match=r"result\.json was made with samples=3, not 2: set another --out"):
+    with pytest.raises(SystemExit, match="2"):
         effect.is_done(folder, effect.parsed([]))
+    assert "result.json was made with samples=3, not 2: set another --out" in capsys.readouterr().err
 
 
 def test_it_runs_in_miniature_and_does_nothing_twice(tmp_path):
