@@ -2,14 +2,21 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from benchmarks import effect, effect_report
+from nemo_cdt.analysis.subject import load, read_config
+from nemo_cdt.config import Precision
+from nemo_cdt.data.documents import TokenType
 from tests import jobs
+from tests.llama import random_hugging_face
 from tests.ranks import on_ranks
+from tests.runs import TINY
 
 CELLS = [(1024, 3), (1024, 4)]
 
@@ -88,6 +95,33 @@ def test_the_page_shows_every_arm_and_seed_and_what_failed(rows, tmp_path):
     assert every.count("<tr>") == 1 + 5 + 2 * 15
     assert 'src="data:image/png;base64,' in page
     json.dumps(effect_report.as_json(effect_report.summary(rows)), allow_nan=False)
+
+
+def test_right_answers_and_detection_are_those_of_plain_autograd(tmp_path):
+    model = random_hugging_face(replace(TINY, vocab_size=384), 384)
+    model.save_pretrained(tmp_path)
+    given = effect.questions(1024, 3, 3, 384)
+    said = model(torch.tensor(given[0].input_ids)[None]).logits[0, -1].argmax().item()
+    given = [replace(given[0], rows=given[0].rows[-1:], answer=np.array([said])), *given[1:]]
+
+    found = effect.asked(load(tmp_path, read_config(tmp_path), Precision.fp32, torch.device("cpu")), given)
+
+    losses, critical, every = [], [], []
+    for sample in given:
+        embedding = model.get_input_embeddings()(torch.tensor(sample.input_ids)).detach()[None].requires_grad_(True)
+        log_probabilities = model(inputs_embeds=embedding).logits[0].log_softmax(-1)
+        loss = -log_probabilities[sample.rows, sample.answer].mean()
+        (gradient,) = torch.autograd.grad(loss, embedding)
+        norm = gradient[0].norm(dim=-1)
+        critical += sample.types[(norm >= norm.mean()).numpy()].tolist()
+        every += sample.types.tolist()
+        losses.append(loss.item())
+    assert found["accuracy"] == pytest.approx(1 / 3)
+    assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-4)  # fp32
+    for kind in (TokenType.supporting, TokenType.interference):
+        assert found[f"critical_{kind.name}"] == pytest.approx(critical.count(kind) / len(critical), abs=0.01)
+        assert found[f"base_{kind.name}"] == every.count(kind) / len(every)
+    assert found["critical_supporting"] != pytest.approx(found["base_supporting"], abs=0.01)
 
 
 def test_an_arm_that_is_none_and_other_settings_are_one_line(tmp_path, capsys):
