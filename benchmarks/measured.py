@@ -4,6 +4,7 @@ import gc
 import json
 import math
 import re
+import shlex
 import statistics
 import sys
 import time
@@ -110,6 +111,11 @@ def longest(attempt: Callable[[int], Row], start: int, resolution: int, most: fl
     yield {"fits": fits, "does_not_fit": fails}
 
 
+def command() -> str:
+    """What was typed, where it was a script of benchmarks/."""
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+
+
 class Results:
     """NAME_DEVICE_DATE.json in ``folder``, complete after every row. What is there already is never written over."""
 
@@ -117,7 +123,7 @@ class Results:
         self.rows: list[Row] = []
         self.head: Row = {
             "benchmark": name,
-            "command": " ".join(["python benchmarks/run.py", *sys.argv[1:]]),
+            "command": command(),
             "settings": settings,
             "date": time.strftime("%Y-%m-%d"),
             "versions": versions(),

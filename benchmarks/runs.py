@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks.measured import ROOT, Row, on_gpu, shape
 from nemo_cdt.config import Config, typed
+from nemo_cdt.overrides import explain
 from nemo_cdt.validation import validate
 
 DEVICE = (
@@ -39,12 +40,26 @@ def words(*overrides: str) -> list[str]:
 
 def configured(*overrides: str) -> Config:
     """The run that ``recipes/cdt_llama31.py`` makes of these :func:`words`, validated."""
+    return composed(words(*overrides))
+
+
+def composed(overrides: list[str]) -> Config:
+    """The same of these overrides and no others.
+
+    Raises:
+        ValueError: for one that is none.
+    """
     from hydra import compose, initialize_config_dir
     from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
     ConfigStore.instance().store(name="schema", node=Config)
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = typed(compose("config", overrides=words(*overrides)))
+    try:
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            config = typed(compose("config", overrides=overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(explain(error)) from error
     validate(config)
     return config
 

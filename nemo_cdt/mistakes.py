@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import NoReturn
 
-OURS = ("nemo_cdt", "launchers")
+OURS = ("nemo_cdt", "launchers", "benchmarks")
 
 
 @contextmanager

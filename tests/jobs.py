@@ -250,6 +250,12 @@ def benchmark(name: str, arguments: Any) -> list[dict[str, Any]]:
     return list(importlib.import_module(f"benchmarks.{name}").rows(arguments))
 
 
+def effect(words: list[str]) -> None:
+    from benchmarks.effect import main
+
+    main(words)
+
+
 def layouts(folder: Path, length: int, only: str) -> None:
     from benchmarks.layouts import work
 

@@ -24,6 +24,7 @@ from nemo_cdt.analysis.samples import CONTEXT, Sample
 from nemo_cdt.analysis.settings import Settings, Source
 from nemo_cdt.config import Precision
 from nemo_cdt.data.documents import TokenType
+from nemo_cdt.folders import write_whole
 from nemo_cdt.report.heatmap import TYPE_NAMES
 
 
@@ -79,7 +80,6 @@ def facts(
 
 def write(folder: Path, measure: Measure, settings: Settings, result: Result, facts: Facts, command: str) -> None:
     """Into ``folder``, which exists."""
-    pictures = [(drawing, _png(drawing, folder / f"{drawing.name}.png")) for drawing in result.drawings]
     record = {
         "measure": measure,
         "command": command,
@@ -89,12 +89,17 @@ def write(folder: Path, measure: Measure, settings: Settings, result: Result, fa
         "numbers": result.numbers,
     }
     text = json.dumps(record, indent=1, allow_nan=False)
-    (folder / "result.json").write_text(text + "\n", encoding="utf-8")
+    write_whole(folder / "result.json", text + "\n")
+    write_page(folder, result, facts, command)
+
+
+def write_page(folder: Path, result: Result, facts: Facts, command: str) -> None:
+    """The pictures, and ``report.html``."""
+    pictures = [(drawing, _png(drawing, folder / f"{drawing.name}.png")) for drawing in result.drawings]
     loader = jinja2.FileSystemLoader([Path(__file__).parent, Path(report.__file__).parent])
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.get_template("analysis.html.j2")
-    html = template.render(measure=measure, result=result, facts=facts, pictures=pictures, command=command)
-    (folder / "report.html").write_text(html, encoding="utf-8")
+    write_whole(folder / "report.html", template.render(result=result, facts=facts, pictures=pictures, command=command))
 
 
 def _png(drawing: Drawing, path: Path) -> str:

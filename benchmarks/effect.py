@@ -1,0 +1,360 @@
+"""Does CDT help? Small Llamas learn multi-hop questions by half, then go on with each objective from there.
+
+    python benchmarks/effect.py --minutes 18
+    python benchmarks/effect.py --seeds 42,43 --only ce,cdt_gradient_5e-5
+
+For each seed one plain run from random weights ends where it answers --target of its validation right. From those
+weights every arm trains on the same new data, for as many steps as `ce` (budget `steps`); where a step takes longer it
+is also judged after as many as fit into the time of `ce` (budget `time`): the same run, earlier. What is done in --out
+is not done again, so that several sessions can share the work; each writes the result of all that is there. Without
+a GPU it runs in miniature, to try it and not to report it.
+"""
+
+import argparse
+import gc
+import hashlib
+import json
+import math
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+from benchmarks import effect_report, runs
+from benchmarks.measured import ROOT, Results, Row, attempted, command, on_gpu
+from nemo_cdt.analysis.samples import Sample, load_samples
+from nemo_cdt.analysis.settings import Samples
+from nemo_cdt.analysis.subject import Subject, choose_device, load, read_config
+from nemo_cdt.config import Accelerator, Config, Precision, save
+from nemo_cdt.data.documents import TokenType
+from nemo_cdt.data.tokenizer import load_tokenizer
+from nemo_cdt.denoise import scores
+from nemo_cdt.folders import write_whole
+from nemo_cdt.mistakes import fail, reported
+from nemo_cdt.nemo import console
+from nemo_cdt.nemo.versions import versions
+
+FIRST = "first"
+"""The phase that all arms of a seed start from, and its folder."""
+STRENGTHS = ["5e-5", "1e-3", "1e-2", "1e-1", "1", "10"]
+"""lr * beta of Eq. 3, the first of which is the paper's."""
+RHOS = ["1e-3", "1e-2", "1e-1", "3e-1"]
+ARMS = {
+    "ce": "objective=ce",
+    "sft": "objective=sft",
+    "longce": "objective=longce objective.window=512 objective.internal=128",
+    **{f"cdt_gradient_{s}": f"objective=cdt objective.lr=1 objective.beta={s}" for s in STRENGTHS},
+    **{f"cdt_relative_{rho}": f"objective=cdt objective.normalization=relative objective.rho={rho}" for rho in RHOS},
+}
+MINIATURE = """
+    model.num_layers=1 model.hidden_size=32 model.ffn_hidden_size=64 model.num_attention_heads=2 data.seq_length=1024
+    data.validation_samples=2 data.num_workers=0 trainer.max_steps=2 trainer.global_batch_size=2
+    trainer.micro_batch_size=1 trainer.precision=fp32 trainer.accelerator=cpu
+"""
+NEW_DATA = 1_000_000
+"""Added to a seed after its first phase: other documents than that has seen."""
+QUESTIONS = 7
+"""The seed of the questions that all are asked, of a split that nobody trains on."""
+WARM_UP = 2
+LOGGED = ("loss", "noise_fraction", "delta_to_embedding", "changed_fraction", "step_time")
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    arguments = parsed(words)
+    with reported():
+        console.set_up()
+        run(arguments)
+
+
+def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--seeds", type=numbers, default=[42, 43, 44, 45, 46], help="by commas")
+    add("--only", type=arms, default=list(ARMS), help=f"arms by commas, of {','.join(ARMS)}; ce is always one")
+    add("--minutes", type=float, default=math.inf, help="no arm begins that would not end before")
+    add("--lengths", type=numbers, default=[1024, 2048, 4096] if on_gpu() else [1024], help="of the questions")
+    add("--samples", type=int, default=100 if on_gpu() else 2, help="questions of each length and number of hops")
+    add("--target", type=float, default=0.5, help="validation accuracy that ends the first phase")
+    add("--first-steps", type=int, default=4000 if on_gpu() else 4, help="of the first phase at most")
+    add("--first-lr", type=float, default=1e-3, help="its learning rate")
+    add("--interval", type=int, default=200 if on_gpu() else 2, help="steps of it between validations")
+    add("--timed", type=int, default=20 if on_gpu() else 2, help="steps that are timed of each objective")
+    add("--out", type=Path, default=ROOT / "runs/effect")
+    add("--set", nargs="*", default=[], help="overrides of experiment=effect, as model.fp32_residual=true")
+    return parser.parse_args(words)
+
+
+def numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def arms(text: str) -> list[str]:
+    asked = ["ce", *text.split(",")]
+    if unknown := set(asked) - set(ARMS):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: no arm; there are {', '.join(ARMS)}")
+    return [name for name in ARMS if name in asked]
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """All that is asked for and not done, as far as the time goes; then the result of all that is there."""
+    deadline, longest = time.monotonic() + 60 * arguments.minutes, 0.0
+    for seed, name in ((seed, name) for seed in arguments.seeds for name in (FIRST, *arguments.only)):
+        folder = arguments.out / f"seed_{seed}" / name
+        if is_done(folder, arguments):
+            continue
+        if time.monotonic() + longest > deadline:
+            break
+        begun = time.monotonic()
+        row = first(seed, folder, arguments, deadline) if name == FIRST else arm(seed, name, folder, arguments)
+        if row is None:
+            break
+        seconds = time.monotonic() - begun
+        longest = longest if name == FIRST else max(longest, seconds)
+        about = {"seed": seed, "arm": name, "command": command(), "date": time.strftime("%Y-%m-%d")}
+        about |= {"versions": versions(), "settings": settings(arguments), "seconds": seconds}
+        write_whole(folder / effect_report.FILE, json.dumps(about | row, indent=1))
+        print(f"seed {seed}  {name}  {seconds:.0f} s  {row.get('error', '')}", flush=True)
+    report(arguments)
+
+
+def report(arguments: argparse.Namespace) -> None:
+    rows = effect_report.read(arguments.out)
+    missing = [
+        f"{name} of seed {seed}"
+        for seed in arguments.seeds
+        for name in (FIRST, *arguments.only)
+        if not is_done(arguments.out / f"seed_{seed}" / name, arguments)
+    ]
+    if not any(row["arm"] != FIRST for row in rows):
+        print(f"no arm is done in {arguments.out} yet")
+        return
+    results = Results("effect", arguments.out, settings(arguments))
+    results.rows = rows
+    summary = effect_report.summary(rows)
+    results.write(missing=missing, summary=effect_report.as_json(summary))
+    effect_report.write(arguments.out, rows, summary, missing, command())
+    print(
+        f"{results.path}\n{arguments.out / 'report.html'}\n{len(missing)} of the runs asked for are missing", flush=True
+    )
+
+
+def settings(arguments: argparse.Namespace) -> Row:
+    """What makes results comparable."""
+    names = ("lengths", "samples", "target", "first_steps", "first_lr", "interval", "set")
+    experiment = OmegaConf.to_container(OmegaConf.load(ROOT / "conf/experiment/effect.yaml"))
+    return {name: getattr(arguments, name) for name in names} | {"gpu": on_gpu(), "experiment": experiment}
+
+
+def is_done(folder: Path, arguments: argparse.Namespace) -> bool:
+    """Ends the process where what is there was made with other settings: the two cannot be compared."""
+    file = folder / effect_report.FILE
+    if not file.exists():
+        return False
+    there = json.loads(file.read_text())["settings"]
+    differing = [key for key, value in settings(arguments).items() if there.get(key) != value]
+    if differing:
+        fail(
+            f"{file} was made with {differing[0]}={there.get(differing[0])}, "
+            f"not {settings(arguments)[differing[0]]}: set another --out, or the same"
+        )
+    return True
+
+
+# --- training
+
+
+def configured(arguments: argparse.Namespace, output: Path, *overrides: str) -> Config:
+    words = ["experiment=effect", *([] if on_gpu() else MINIATURE.split()), *arguments.set, f"output={output}"]
+    return runs.composed([*words, *" ".join(overrides).split()])
+
+
+def trained(config: Config) -> Config:
+    from nemo_cdt.nemo.train import train
+
+    save(config, Path(config.output, "config.yaml"))
+    train(config)
+    gc.collect()
+    return config
+
+
+def first(seed: int, folder: Path, arguments: argparse.Namespace, deadline: float) -> Row | None:
+    """Plain training until it answers ``--target`` of its validation right; None where the time ends before that.
+
+    In attempts of ``--interval`` steps, each of which resumes the one before.
+    """
+    from nemo_cdt.nemo.checkpoints import steps_done
+
+    run, exported = folder / "run", folder / "hf"
+    accuracies = logged(run, "val_accuracy")
+    while not accuracies or (accuracies[-1] < arguments.target and len(accuracies) < attempts(arguments)):
+        if time.monotonic() > deadline:
+            return None
+        done = steps_done(run / "checkpoints")
+        config = configured(
+            arguments,
+            run,
+            f"objective=ce trainer.seed={seed} trainer.max_steps={done + arguments.interval}",
+            f"optim.lr={arguments.first_lr} optim.warmup_steps={min(100, arguments.interval // 2)}",
+            f"trainer.val_interval={arguments.interval} resume={str(done > 0).lower()} export.hf={run / 'hf'}",
+        )
+        if done == 0:
+            shutil.rmtree(run, ignore_errors=True)  # of an attempt that saved nothing
+        trained(config)
+        accuracies = logged(run, "val_accuracy")
+    shutil.rmtree(exported, ignore_errors=True)
+    shutil.copytree(run / "hf", exported)
+    row = {
+        "steps": steps_done(run / "checkpoints"),
+        "reached": accuracies[-1] >= arguments.target,
+        "validation_accuracy": accuracies,
+        "start": digest(exported),
+        "budgets": {"steps": {"steps": 0, "cells": evaluated(exported, arguments)}},
+    }
+    tidy(run)
+    return row
+
+
+def attempts(arguments: argparse.Namespace) -> int:
+    return math.ceil(arguments.first_steps / arguments.interval)
+
+
+def arm(seed: int, name: str, folder: Path, arguments: argparse.Namespace) -> Row:
+    """Trains to the steps that fit into the time of ``ce``, is judged, and goes on to the steps of ``ce``."""
+    start = folder.parent / FIRST / "hf"
+    if not start.exists():
+        fail(f"{start}, which the arms of seed {seed} start from, is not there: bring it along")
+    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that did not end
+    overrides = [ARMS[name], f"init.hf={start} trainer.seed={seed + NEW_DATA} export.hf={folder / 'run/hf'}"]
+    make = partial(configured, arguments, folder / "run", *overrides)
+    config = make()
+    steps, relative = config.trainer.max_steps, relative_time(config, arguments)
+    budgets: Row = {}
+    row = {"start": digest(start), "overrides": ARMS[name], "relative_time": relative, "budgets": budgets}
+    for budget, count in {"time": max(1, math.floor(steps / relative)), "steps": steps}.items():
+        if budget == "steps" and budgets["time"]["steps"] == steps:
+            budgets[budget] = budgets["time"]
+            continue
+        resumed = str(budget == "steps").lower()
+        found = attempted(judged, make(f"trainer.max_steps={count} resume={resumed}"), arguments)
+        if found.get("out_of_memory"):
+            fail(f"seed {seed}, {name}: {found['error']}; set trainer.micro_batch_size by --set")
+        budgets[budget] = {"steps": count} | found
+        if "error" in found:  # it diverged, and that is its result, here and later
+            budgets["steps"] = {"steps": steps} | found
+            row["error"] = found["error"]
+            break
+    tidy(folder / "run")
+    return row
+
+
+def judged(config: Config, arguments: argparse.Namespace) -> Row:
+    trained(config)
+    means = {name: statistics.fmean(logged(Path(config.output), name) or [math.nan]) for name in LOGGED}
+    cells = evaluated(Path(config.export.hf or ""), arguments)
+    return {"training": {name: value for name, value in means.items() if not math.isnan(value)}, "cells": cells}
+
+
+def logged(run: Path, name: str) -> list[float]:
+    """What the run's metrics say of it, in the order of its steps."""
+    file = run / "metrics.jsonl"
+    rows = map(json.loads, file.read_text().splitlines()) if file.exists() else []
+    return [float(row[name]) for row in rows if name in row]
+
+
+def digest(exported: Path) -> str:
+    return hashlib.sha256((exported / "model.safetensors").read_bytes()).hexdigest()
+
+
+def tidy(run: Path) -> None:
+    """What says how a run went stays, what it trained goes."""
+    for path in run.iterdir() if run.exists() else ():
+        if path.name not in ("config.yaml", "metrics.jsonl", "versions.json"):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def relative_time(config: Config, arguments: argparse.Namespace) -> float:
+    """A step of this objective over one of ``ce``, at least 1; measured once on a device, and kept in ``--out``."""
+    if not (config.objective.name.denoises or config.objective.name.weighs):
+        return 1.0
+    file = arguments.out / f"times_{versions()['device'].replace(' ', '_')}.json"
+    known = json.loads(file.read_text()) if file.exists() else {}
+    for objective in ("ce", config.objective.name.value):
+        if objective not in known:
+            steps = arguments.timed + WARM_UP
+            with runs.folder() as folder:
+                timed = configured(arguments, folder / "run", ARMS[_any(objective)], f"trainer.max_steps={steps}")
+                known[objective] = [step["seconds"] for step in runs.fit(timed)[WARM_UP:]]
+            write_whole(file, json.dumps(known, indent=1))
+    return max(1.0, statistics.median(known[config.objective.name]) / statistics.median(known["ce"]))
+
+
+def _any(objective: str) -> str:
+    """An arm with this objective: all of one take the same time."""
+    return next(name for name in ARMS if name.partition("_")[0] == objective)
+
+
+# --- judging
+
+
+def evaluated(exported: Path, arguments: argparse.Namespace) -> list[Row]:
+    """A row for each length and number of hops: what :func:`asked` finds, over all of its questions."""
+    config = read_config(exported)
+    subject = load(exported, config, Precision.fp32, choose_device(Accelerator.auto))
+    return [
+        {"seq_length": length, "hops": hops}
+        | asked(subject, questions(length, hops, arguments.samples, config.vocab_size))
+        for length in arguments.lengths
+        for hops in (3, 4)
+    ]
+
+
+@cache
+def questions(length: int, hops: int, samples: int, vocab_size: int) -> list[Sample]:
+    """The same for every run."""
+    data = Samples(samples=samples, seq_length=length, hops=[hops])
+    return load_samples(data, load_tokenizer("byte"), vocab_size, QUESTIONS)
+
+
+def asked(subject: Subject, samples: Sequence[Sample]) -> Row:
+    """``accuracy``, ``loss`` and detection's shares, as a validation logs them (nemo_cdt/nemo/evaluation.py).
+
+    But for the eos after an answer, which is not asked for.
+    """
+    right, losses = [], []
+    every, critical = np.zeros(len(TokenType)), np.zeros(len(TokenType))
+    for sample in samples:
+        embedding_ND = subject.embed(sample.input_ids).requires_grad_(True)
+        rows_R, answer_R = (torch.as_tensor(values, device=subject.device) for values in (sample.rows, sample.answer))
+        logits_RV = subject.logits(embedding_ND, rows_R)
+        loss = torch.nn.functional.cross_entropy(logits_RV, answer_R)
+        loss.backward()
+        assert embedding_ND.grad is not None
+        score_N = scores(embedding_ND.grad).double().cpu().numpy()
+        every += np.bincount(sample.types, minlength=len(TokenType))
+        critical += np.bincount(sample.types[score_N >= score_N.mean()], minlength=len(TokenType))
+        right.append(bool((logits_RV.argmax(dim=-1) == answer_R).all()))
+        losses.append(loss.item())
+    found: dict[str, Any] = {
+        "questions": len(samples),
+        "accuracy": float(np.mean(right)),
+        "loss": float(np.mean(losses)),
+    }
+    for kind in (TokenType.supporting, TokenType.interference):
+        found[f"critical_{kind.name}"] = float(critical[kind] / max(1.0, critical.sum()))
+        found[f"base_{kind.name}"] = float(every[kind] / every.sum())
+    # JSON has no NaN
+    return {name: None if math.isnan(value) else value for name, value in found.items()}
+
+
+if __name__ == "__main__":
+    main()
