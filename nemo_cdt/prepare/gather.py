@@ -204,7 +204,8 @@ class _Search:
         first = f"; the first: {min(self.rejected)[2]}" if self.rejected else ""
         return (
             f"{self.name}: {found:,} documents in {len(self.index):,} rows, but samples={source.samples} and "
-            f"validation_samples={source.validation_samples} (rejected: {why or 'none'}{first}): set fewer, or other limits of length"
+            f"validation_samples={source.validation_samples} (rejected: {why or 'none'}{first}): "
+            "set fewer, or other limits of length"
         )
 
     def gathered(self) -> Gathered:
