@@ -5,6 +5,7 @@ import importlib
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,10 @@ def evaluate(config: Config, documents: list[Any]) -> dict[str, float]:
 
         Path(config.output).mkdir(parents=True, exist_ok=True)
         trainer, model, data = assemble.build(config, on_gpu=False)
-        torch.distributed.init_process_group("gloo")
-        if os.environ["RANK"] == "0":
-            Path(config.output, "key_tokens.npz").unlink()  # of the data's own documents
-        torch.distributed.barrier()
-        key = judged(config, load_tokenizer("byte"), documents, on_gpu=False)
+        apart = replace(config, output=f"{config.output}/judged")  # OUTPUT's own is of the data's own documents
+        Path(apart.output).mkdir(exist_ok=True)
+        key = judged(apart, load_tokenizer("byte"), documents, on_gpu=False)
         data.held_out = Rows(documents, config.data.seq_length, key)
-        torch.distributed.destroy_process_group()
         trainer.fit(model, data)
         found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
         assemble.tear_down()
