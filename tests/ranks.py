@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -69,6 +70,7 @@ def _run(function: Callable, rank: int, world_size: int, port: int, arguments: t
 
 def _alone(function: Callable, folder: Path, arguments: tuple) -> None:
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
         with Path(folder, name).open("w") as file:
             os.dup2(file.fileno(), stream.fileno())
