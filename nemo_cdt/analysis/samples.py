@@ -1,6 +1,5 @@
 """What is analysed: sequences whose answer is labelled and whose tokens have types. numpy only."""
 
-import json
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -11,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from nemo_cdt.analysis.settings import Samples, Source
 from nemo_cdt.data.documents import IGNORE, Document, TokenType
+from nemo_cdt.data.jsonl import parse
 from nemo_cdt.data.multihop import MultihopDocuments
 
 CONTEXT = [TokenType.supporting, TokenType.interference, TokenType.irrelevant, TokenType.low_frequency]
@@ -104,7 +104,7 @@ def _read(path: Path, count: int, tokenizer: PreTrainedTokenizerFast | None, voc
             lines = ((number, line) for number, line in enumerate(file, 1) if not line.isspace())
             for number, line in islice(lines, count):
                 try:
-                    document = _document(_object(line), tokenizer)
+                    document = _document(parse(line), tokenizer)
                 except ValueError as error:
                     raise ValueError(f"{path}:{number}: {error}") from error
                 samples.append(as_sample(document, f"{path}:{number}", vocab_size))
@@ -115,16 +115,6 @@ def _read(path: Path, count: int, tokenizer: PreTrainedTokenizerFast | None, voc
     if not samples:
         raise ValueError(f"data.path={path}: no samples in it")
     return samples
-
-
-def _object(line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise ValueError("not a JSON object")
-    return row
 
 
 def _document(row: dict[str, Any], tokenizer: PreTrainedTokenizerFast | None) -> Document:

@@ -231,7 +231,7 @@ def _rendered(
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
 
 
-def parse(line: bytes) -> dict[str, Any]:
+def parse(line: bytes | str) -> dict[str, Any]:
     """A row.
 
     Raises:
