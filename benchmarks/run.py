@@ -20,7 +20,7 @@ from nemo_cdt.mistakes import reported
 from nemo_cdt.nemo import console
 
 # Imported by name when asked for: the peer needs no NeMo.
-NAMES = {name: name for name in ("starts", "layouts", "resume", "ceilings", "speed", "longest")} | {"peer": "peer_hf"}
+NAMES = {name: name for name in ("starts", "layouts", "resume", "ceilings", "speed", "longest", "alignment")} | {"peer": "peer_hf"}
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -44,12 +44,12 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--budget", type=float, default=540, help="seconds for each benchmark; no row begins after them")
     add("--out", type=Path, default=ROOT / ("benchmarks/results" if on_gpu() else "runs/benchmarks"))
     add("--starts", type=int, default=20, help="starts: how many")
-    add("--steps", type=int, default=1, help="starts: of each")
+    add("--steps", type=int, default=1, help="starts, alignment: of each")
     add("--racy", action="store_true", help="starts: with NeMo's race")
-    add("--only", help="layouts: one of them")
+    add("--only", help="layouts, alignment: one of them")
     add("--longest", action="store_true", help="peer: search for the longest sequence instead")
     add("--no-optimizer", action="store_true", help="peer: passes only, where Adam's state does not fit")
-    add("--set", nargs="*", default=[], help="speed, longest: overrides of the recipe, as optim.offload=0.8")
+    add("--set", nargs="*", default=[], help="speed, longest, alignment: overrides of the recipe, as optim.offload=0.8")
     return parser.parse_args(words)
 
 

@@ -1,6 +1,9 @@
 """Runs of the recipe, composed from ``conf/`` as its command line does, trained in this process and not saved."""
 
 import json
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -9,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measured import ROOT, Row, on_gpu, shape
+from benchmarks.measured import ROOT, Row, attempted, on_gpu, shape
 from nemo_cdt.config import Config, typed
 from nemo_cdt.overrides import explain
 from nemo_cdt.validation import validate
@@ -117,3 +120,33 @@ def fit(config: Config, change: Callable[[Any, Any], None] = lambda trainer, mod
         finally:
             assemble.tear_down()
         return steps.rows
+
+
+def fit_on(devices: int, overrides: list[str], folder: Path) -> list[list[Row]]:
+    """What :func:`fit` finds of :func:`composed` overrides on each of so many ranks, processes of their own.
+
+    Raises:
+        RuntimeError: what a rank died of, its memory used up or another reason.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(devices)]
+    code = subprocess.run([*command, "-m", "benchmarks.runs", str(folder), *overrides], cwd=ROOT).returncode
+    found = [json.loads(file.read_text()) for file in sorted(folder.glob("rank-*.json"))]
+    for each in found:
+        if "error" in each:
+            raise RuntimeError(each["error"])
+    if code or len(found) < devices:
+        raise RuntimeError(f"{devices} ranks ended with exit code {code}, {len(found)} of them with a result")
+    return [each["steps"] for each in found]
+
+
+def _rank(folder: Path, overrides: list[str]) -> int:
+    found = attempted(lambda: {"steps": fit(composed(overrides))})
+    (folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
+    return int("error" in found)  # torchrun ends the others, which may wait for this one
+
+
+if __name__ == "__main__":
+    from nemo_cdt.nemo import console
+
+    console.set_up()
+    sys.exit(_rank(Path(sys.argv[1]), sys.argv[2:]))

@@ -184,7 +184,7 @@ def _weight_files(folder: Path) -> list[Path]:
 def save(folder: Path, weights: Mapping[str, Tensor], model: Model) -> None:
     """Weights, in shards, and ``config.json``, into a folder that already holds the tokenizer, if there is one."""
     dtype = weights["model.embed_tokens.weight"].dtype
-    _config(model, dtype, folder).save_pretrained(folder)
+    config_of(model, dtype, folder).save_pretrained(folder)
     # Without their storage, which views of one tensor share: for that they would all be put into one shard.
     shards = split_torch_state_dict_into_shards({n: torch.empty_like(w, device="meta") for n, w in weights.items()})
     for file, names in shards.filename_to_tensors.items():
@@ -194,7 +194,8 @@ def save(folder: Path, weights: Mapping[str, Tensor], model: Model) -> None:
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _config(model: Model, dtype: torch.dtype, tokenizer: Path) -> PretrainedConfig:
+def config_of(model: Model, dtype: torch.dtype, tokenizer: Path) -> PretrainedConfig:
+    """What ``config.json`` says of ``model`` and of the tokenizer in a folder, if there is one."""
     architecture = next(name for name, family in ARCHITECTURES.items() if family is model.family)
     return CONFIGS[model.family](
         architectures=[architecture],
