@@ -45,19 +45,20 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
 
 
 def trained(objective: str, folder: Path, arguments: argparse.Namespace) -> Row:
-    own = f"output={folder}/{objective} trainer.max_steps={arguments.steps} trainer.global_batch_size=1 data.num_workers=1"
+    own = f"experiment={EXPERIMENT} objective={objective} {OBJECTIVES[objective]} output={folder}/{objective}"
+    steps = f"trainer.max_steps={arguments.steps} trainer.global_batch_size=1 data.num_workers=1"
     length = f"data.path={folder}/prepared data.seq_length={LENGTH} data.document_length={LENGTH} init.hf=null"
     kept = f"report=false export.hf=null trainer.checkpoint_interval=0 {runs.DEVICE}"
-    config = runs.composed(" ".join([f"experiment={EXPERIMENT} objective={objective}", OBJECTIVES[objective], SMALL, length, own, kept, *arguments.set]).split())
-    steps = runs.fit(config)
-    timed = steps[WARM_UP:] or steps
+    config = runs.composed(" ".join([own, SMALL, length, steps, kept, *arguments.set]).split())
+    done = runs.fit(config)
+    timed = done[WARM_UP:] or done
     row: Row = {"step_s": repeated([step["seconds"] for step in timed])}
     row["tokens_per_s"] = LENGTH * config.trainer.global_batch_size / row["step_s"]["median"]
-    if "detection_time" in steps[-1]:
+    if "detection_time" in done[-1]:
         row["detection_s"] = repeated([step["detection_time"] for step in timed])
-    row["peak_memory_gib"] = steps[-1]["peak_memory_gib"]
-    row["first_loss"], row["last_loss"] = (steps[i]["reduced_train_loss"] for i in (0, -1))
-    row["curves"] = {name: [step[name] for step in steps] for name in CURVES if name in steps[0]}
+    row["peak_memory_gib"] = done[-1]["peak_memory_gib"]
+    row["first_loss"], row["last_loss"] = (done[i]["reduced_train_loss"] for i in (0, -1))
+    row["curves"] = {name: [step[name] for step in done] for name in CURVES if name in done[0]}
     if not all(math.isfinite(value) for curve in row["curves"].values() for value in curve):
         return row | {"error": "a figure is not finite", "out_of_memory": False}
     return row
@@ -79,7 +80,12 @@ def prepared(folder: Path) -> dict[str, Any]:
         *(
             f"{source}.{setting}"
             for source in ("longmit", "longalpaca")
-            for setting in ("samples=null", "validation_samples=0", f"min_tokens={LENGTH // 16}", f"max_tokens={LENGTH}")
+            for setting in (
+                "samples=null",
+                "validation_samples=0",
+                f"min_tokens={LENGTH // 16}",
+                f"max_tokens={LENGTH}",
+            )
         ),
     ]
     return read_summary(prepare("alignment", read("alignment", overrides), command()))
@@ -112,7 +118,9 @@ def write_longmit(path: Path, questions: list[MultihopSample]) -> None:
 
 def write_longalpaca(path: Path, questions: list[MultihopSample]) -> None:
     """One JSON array of instructions, their text within, and outputs."""
-    rows = [{"instruction": f"{context(q)}\n{q.question}", "output": q.answer, "input": "", "file": ""} for q in questions]
+    rows = [
+        {"instruction": f"{context(q)}\n{q.question}", "output": q.answer, "input": "", "file": ""} for q in questions
+    ]
     path.write_text(json.dumps(rows))
 
 

@@ -35,5 +35,8 @@ def trained(length: int, arguments: argparse.Namespace) -> Row:
         devices = config.trainer.world_size
         ranks = [runs.fit(config)] if devices == 1 else runs.fit_on(devices, overrides, folder)
     names = {"step_s": "seconds", "detection_s": "detection_time", "peak_memory_gib": "peak_memory_gib"}
-    found: Row = {ours: max((steps[-1][name] or 0.0 for steps in ranks)) for ours, name in names.items()}
-    return found | {"tokens_per_s": length / found["step_s"], "losses": [step["reduced_train_loss"] for step in ranks[0]]}
+    found: Row = {ours: max(steps[-1][name] or 0.0 for steps in ranks) for ours, name in names.items()}
+    return found | {
+        "tokens_per_s": length / found["step_s"],
+        "losses": [step["reduced_train_loss"] for step in ranks[0]],
+    }

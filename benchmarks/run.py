@@ -20,7 +20,9 @@ from nemo_cdt.mistakes import reported
 from nemo_cdt.nemo import console
 
 # Imported by name when asked for: the peer needs no NeMo.
-NAMES = {name: name for name in ("starts", "layouts", "resume", "ceilings", "speed", "longest", "alignment")} | {"peer": "peer_hf"}
+NAMES = {name: name for name in ("starts", "layouts", "resume", "ceilings", "speed", "longest", "alignment")} | {
+    "peer": "peer_hf"
+}
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """What test processes run: a whole training run, with what the tests want to see of it. Returns numpy only."""
 
 import functools
+import gc
 import importlib
 import os
 import signal
@@ -246,6 +247,25 @@ def book_samples(prefix: str, seq_length: int, samples: int, index: str) -> list
 def benchmark(name: str, arguments: Any) -> list[dict[str, Any]]:
     """Every row of a benchmark."""
     return list(importlib.import_module(f"benchmarks.{name}").rows(arguments))
+
+
+def bytes_left(overrides: list[str]) -> tuple[int, int]:
+    """Of all tensors of a run at its end, and when it has ended."""
+    from benchmarks import runs
+
+    def alive() -> int:
+        gc.collect()
+        tensors = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
+        return sum({s.data_ptr(): s.nbytes() for s in (each.untyped_storage() for each in tensors)}.values())
+
+    def watch(trainer: Any, model: Any) -> None:
+        from lightning.pytorch.callbacks import LambdaCallback
+
+        trainer.callbacks.append(LambdaCallback(on_train_end=lambda *_: found.append(alive())))
+
+    found: list[int] = []
+    runs.fit(runs.composed(overrides), watch)
+    return found[0], alive()
 
 
 def effect(words: list[str]) -> None:

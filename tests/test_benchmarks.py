@@ -9,8 +9,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import transformers
 
-from benchmarks import callbacks, layouts, measured, peer_hf, resume, run, runs
+from benchmarks import callbacks, checkpoint, layouts, measured, peer_hf, resume, run, runs
 from tests import jobs
 from tests.ranks import on_ranks
 from tests.reference import ReferenceCDT
@@ -174,6 +175,57 @@ def test_the_longest_trains_with_every_label_and_long_positions():
 
     assert [row["seq_length"] for row in found] == [256]
     assert found[0]["step_s"] > found[0]["detection_s"] > 0
+
+
+def test_the_longest_trains_on_two_devices():
+    [row] = rows("longest", "--lengths", "256", "--layers", "1", "--set", "trainer.devices=2", "parallel.tensor=2")
+
+    assert row["step_s"] > row["detection_s"] > 0
+    assert len(row["losses"]) == 2
+
+
+def test_what_a_device_of_two_died_of_is_a_row():
+    [row] = rows(
+        "longest",
+        "--lengths",
+        "256",
+        "--layers",
+        "1",
+        "--set",
+        "trainer.devices=2",
+        "parallel.tensor=2",
+        "optim.lr=1e30",
+    )
+
+    assert "NaN" in row["error"]
+
+
+def test_the_alignment_experiment_learns_from_files_in_the_published_formats():
+    about, *found = rows("alignment", "--steps", "3", "--set", "optim.lr=1e-3")
+
+    assert about["data"]["sources"].keys() == {"longmit", "longalpaca"}
+    assert [row["objective"] for row in found] == ["cdt", "sft", "longce"]
+    for row in found:
+        assert row["last_loss"] < row["first_loss"] == pytest.approx(math.log(384), rel=0.05)
+        assert len(row["curves"]["reduced_train_loss"]) == 3
+    assert ["detection_s" in row for row in found] == [True, False, False]
+
+
+def test_a_checkpoint_of_random_weights_is_a_model(tmp_path):
+    checkpoint.write("tiny", tmp_path / "made", layers=2)
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "made", dtype="auto")
+    assert (model.config.num_hidden_layers, model.dtype) == (2, torch.bfloat16)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "made")("a")["input_ids"]
+
+
+def test_a_run_leaves_its_memory_to_the_next(tmp_path):
+    data = runs.write_rows(tmp_path / "rows.jsonl", seq_length=256, labels="few")
+    overrides = runs.words(runs.model(1), data, f"output={tmp_path}/run trainer.max_steps=2")
+
+    during, after = on_ranks(jobs.bytes_left, 1, overrides)[0]
+
+    assert after < during / 10
 
 
 def test_starts_agree():

@@ -112,19 +112,29 @@ def _ends(config: Config) -> set[int]:
 def _static(config: Config, stage: int) -> dict[str, float]:
     """Parameters, their gradients' buffer, and Adam's moments with, beside bf16, the fp32 parameters."""
     count = stage_parameters(config, stage)
-    bf16 = config.trainer.precision is Precision.bf16
+    each = 12 if config.trainer.precision is Precision.bf16 else 8
+    if config.optim.offload:
+        each += _copied_gradient(config)  # Megatron's hybrid optimizer keeps it from step to step
     return {
         "parameters": count * BYTES[config.trainer.precision],
         "gradients": count * BYTES[config.trainer.grad_dtype],
-        "optimizer": count * (12 if bf16 else 8) / optimizer_shards(config) * (1 - config.optim.offload),
+        "optimizer": each * _own_share(config, stage),
     }
 
 
 def _optimizer_step(config: Config, stage: int) -> Memory:
-    """Adam reads fp32 gradients: of a bf16 buffer it makes a copy of its share first."""
-    copied = config.trainer.grad_dtype is Precision.bf16
-    share = stage_parameters(config, stage) / optimizer_shards(config) * (1 - config.optim.offload)
-    return Memory(**_static(config, stage), layer=4 * share if copied else 0.0)
+    copied = 0 if config.optim.offload else _copied_gradient(config)
+    return Memory(**_static(config, stage), layer=copied * _own_share(config, stage))
+
+
+def _own_share(config: Config, stage: int) -> float:
+    """Parameters whose Adam runs on this GPU."""
+    return stage_parameters(config, stage) / optimizer_shards(config) * (1 - config.optim.offload)
+
+
+def _copied_gradient(config: Config) -> int:
+    """Bytes of a parameter: Adam reads fp32 gradients, and of a bf16 buffer it makes a copy of its share."""
+    return 4 if config.trainer.grad_dtype is Precision.bf16 else 0
 
 
 def _pass(config: Config, recompute: Recompute, stage: int, *, frozen: bool) -> Memory:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from nemo import lightning as nl
@@ -36,6 +37,17 @@ class SynchronizedStrategy(nl.MegatronStrategy):
     def init_model_parallel(self) -> None:
         super().init_model_parallel()
         torch.cuda.synchronize()
+
+    def teardown(self) -> None:
+        """Lets the run's weights and optimizer go, for a run after this one in the same process.
+
+        DDP's hooks of autograd's nodes hold it, and it and the optimizer hold the nodes: Python cannot see that circle.
+        """
+        for module in self.megatron_parallel.modules() if hasattr(self, "megatron_parallel") else ():
+            if isinstance(module, DistributedDataParallel):
+                for node in module.grad_accs:
+                    node.register_hook(print).hooks_dict_ref().clear()  # all of a node's hooks are in one dict
+        super().teardown()
 
     def optimizer_sharded_state_dict(self, is_loading: bool = False, metadata: dict | None = None) -> dict[str, Any]:
         if is_loading:
