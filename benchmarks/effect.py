@@ -82,7 +82,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--seeds", type=numbers, default=[42, 43, 44, 45, 46], help="by commas")
     add("--only", type=arms, default=list(ARMS), help=f"arms by commas, of {','.join(ARMS)}; ce is always one")
     add("--minutes", type=float, default=math.inf, help="no arm begins that would not end before")
-    add("--lengths", type=numbers, default=[1024, 2048, 4096] if on_gpu() else [1024], help="of the questions")
+    add("--lengths", type=numbers, default=[768, 1024, 2048] if on_gpu() else [1024], help="of the questions")
     add("--samples", type=int, default=100 if on_gpu() else 2, help="questions of each length and number of hops")
     add("--target", type=float, default=0.5, help="validation accuracy that ends the first phase")
     add("--first-steps", type=int, default=4000 if on_gpu() else 4, help="of the first phase at most")

@@ -31,12 +31,13 @@ class Labelled:
 
     index_N: int64, where each is in [S, B] laid out flat.  labels_N: int64, the token to predict there.
     shape: (S, B).
-    right_N: bool, after a forward without gradients: no token has a larger logit than the label.
+    judged: whether forwards without gradients fill ``right_N``, bool: no token has a larger logit than the label.
     """
 
     index_N: Tensor
     labels_N: Tensor
     shape: tuple[int, int]
+    judged: bool = False
     right_N: Tensor | None = None
 
 
@@ -78,7 +79,7 @@ def labelled_cross_entropy(
     rows_NH = hidden_SBH.flatten(0, 1).index_select(0, labelled.index_N).to(weight_VH.dtype)
     if not sequence_parallel:
         rows_NH = copy_to_tensor_model_parallel_region(rows_NH, group=group)
-    if not torch.is_grad_enabled():
+    if labelled.judged and not torch.is_grad_enabled():
         labelled.right_N = torch.empty_like(labelled.labels_N, dtype=torch.bool)
     loss_N = ChunkedCrossEntropy.apply(rows_NH, weight_VH, labelled.labels_N, group, labelled.right_N)
     length, rows = labelled.shape

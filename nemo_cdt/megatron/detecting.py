@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nemo_cdt.megatron.schedule import ForwardStep, TwoPassSchedule, chunks_of
+from nemo_cdt.megatron.schedule import ForwardStep, TwoPassSchedule, chunks_of, whole_batch
 
 
 class DetectingSchedule(TwoPassSchedule):
@@ -25,7 +25,7 @@ class DetectingSchedule(TwoPassSchedule):
     ) -> list:
         assert forward_only, "this schedule is of validation"
         chunks = chunks_of(model)
-        batches, again = self._whole_batch(data_iterator, num_microbatches)
+        batches, again = whole_batch(data_iterator, num_microbatches, self.prepare)
         fixed = {"model": model, **rest}
         losses = self._runs(fixed, forward_only=True)(forward_step_func, again(batches), num_microbatches)
         with torch.enable_grad(), as_in_training(chunks):

@@ -65,7 +65,8 @@ class MicroBatch(dict[str, Tensor]):
             rows, length = self["labels"].shape
             index_N = self["labelled"]
             labels_N = self["labels"].t().flatten()[index_N]
-            self._labels = Labelled(index_N=index_N, labels_N=labels_N, shape=(length, rows))
+            shape, judged = (length, rows), "types" in self  # as validation asks where the data knows token types
+            self._labels = Labelled(index_N=index_N, labels_N=labels_N, shape=shape, judged=judged)
         return self._labels
 
     def packed(self) -> PackedSeqParams | None:

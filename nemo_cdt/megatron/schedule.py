@@ -8,7 +8,7 @@ the layout or Megatron's own normalisation.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.tensor_parallel.random import _fork_rng
@@ -21,6 +21,7 @@ from nemo_cdt.megatron.embedding import find_embedding, shifted, watched
 from nemo_cdt.megatron.microbatch import MicroBatch
 from nemo_cdt.megatron.recompute import recomputing
 
+T = TypeVar("T")
 ForwardStep = Callable[[Iterator, nn.Module], tuple[Tensor, Callable]]
 Run = Callable[[ForwardStep, Iterator | list[Iterator], int], list]
 """The wrapped schedule of a step, whose model and settings it holds: forward step, data, number of micro-batches."""
@@ -108,24 +109,10 @@ class TwoPassSchedule:
         data_iterator: Iterator | list[Iterator],
         num_microbatches: int,
     ) -> list:
-        batches, again = self._whole_batch(data_iterator, num_microbatches)
+        batches, again = whole_batch(data_iterator, num_microbatches, self.prepare)
         deltas = self._detect(batches, again, run, chunks, forward_step_func)
         with shifted(find_embedding(chunks), deltas):
             return run(forward_step_func, again(batches), num_microbatches)
-
-    def _whole_batch(
-        self, data_iterator: Iterator | list[Iterator], count: int
-    ) -> tuple[list[MicroBatch], Callable[[Iterable[MicroBatch]], Iterator | list[Iterator]]]:
-        """The next micro-batches; and what a schedule takes in place of ``data_iterator`` to see some again."""
-        # Under interleaving each model chunk has an iterator of its own over the same micro-batches.
-        iterators = data_iterator if isinstance(data_iterator, list) else [data_iterator]
-        columns = [[self.prepare(it) for _ in range(count)] for it in iterators]
-
-        def again(batches: Iterable[MicroBatch]) -> Iterator | list[Iterator]:
-            fresh = [iter(list(batches)) for _ in iterators]
-            return fresh if isinstance(data_iterator, list) else fresh[0]
-
-        return columns[0], again
 
     def _detect(
         self,
@@ -212,6 +199,21 @@ def _without_gather_hooks(chunk: nn.Module) -> Iterator[None]:
     finally:
         for ddp in hooked:
             ddp.enable_forward_pre_hook()
+
+
+def whole_batch(
+    data_iterator: Iterator | list[Iterator], count: int, take: Callable[[Iterator], T]
+) -> tuple[list[T], Callable[[Iterable[Any]], Iterator | list[Iterator]]]:
+    """The next micro-batches; and what a schedule takes in place of ``data_iterator`` to see some again."""
+    # Under interleaving each model chunk has an iterator of its own over the same micro-batches.
+    iterators = data_iterator if isinstance(data_iterator, list) else [data_iterator]
+    columns = [[take(it) for _ in range(count)] for it in iterators]
+
+    def again(batches: Iterable[Any]) -> Iterator | list[Iterator]:
+        fresh = [iter(list(batches)) for _ in iterators]
+        return fresh if isinstance(data_iterator, list) else fresh[0]
+
+    return columns[0], again
 
 
 def chunks_of(model: nn.Module | list[nn.Module]) -> list[nn.Module]:

@@ -17,7 +17,7 @@ from torch.distributed import ReduceOp
 from nemo_cdt import longce
 from nemo_cdt.megatron.microbatch import MicroBatch, loaded, place, take
 from nemo_cdt.megatron.record import Record
-from nemo_cdt.megatron.schedule import ForwardStep, chunks_of, unscheduled
+from nemo_cdt.megatron.schedule import ForwardStep, chunks_of, unscheduled, whole_batch
 
 Rows = dict[str, Tensor]
 """A micro-batch as the data loader yields it: whole rows, on the CPU."""
@@ -213,12 +213,9 @@ def _scored_one_by_one(data_iterator: Iterator | list[Iterator], score: Score) -
 
 
 def _scored_at_once(data_iterator: Iterator | list[Iterator], score: Score, count: int) -> Iterator | list[Iterator]:
-    """In a pipeline, where each model chunk has an iterator of its own over the same micro-batches."""
-    iterators = data_iterator if isinstance(data_iterator, list) else [data_iterator]
-    columns = [[loaded(next(iterator)) for _ in range(count)] for iterator in iterators]
-    batches = score(columns[0])
-    scored = [iter(batches) for _ in iterators]
-    return scored if isinstance(data_iterator, list) else scored[0]
+    """In a pipeline."""
+    rows, again = whole_batch(data_iterator, count, lambda iterator: loaded(next(iterator)))
+    return again(score(rows))
 
 
 def _stages(chunks: list[nn.Module]) -> int:
