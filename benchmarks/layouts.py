@@ -47,6 +47,7 @@ TWO_GPUS = {
     "DP2": "",
     "DP2 overlapped": "parallel.overlap_grad_reduce=true parallel.overlap_param_gather=true",
     "CP2 packed": f"parallel.context=2 {PACKED}",
+    "CP2 a2a packed": f"parallel.context=2 parallel.context_comm=a2a {PACKED}",
     "TP2+SP packed": f"parallel.tensor=2 parallel.sequence=true {PACKED}",
     "PP2 packed": f"parallel.pipeline=2 {PACKED}",
 }

@@ -1,4 +1,4 @@
-"""The progress of a run: one bar in a terminal, a line now and then elsewhere."""
+"""The progress of a run: one bar in a terminal, a line now and then elsewhere; a line of every validation."""
 
 import sys
 import time
@@ -15,12 +15,18 @@ FIGURES = {
     "loss": ("reduced_train_loss", "{:.3f}"),
     "lr": ("lr", "{:.2g}"),
     "noise_fraction": ("noise_fraction", "{:.3f}"),
-    "val_loss": ("val_loss", "{:.3f}"),
-    "val_accuracy": ("val_accuracy", "{:.3f}"),
     "s/step": ("step_time", "{:.2f}"),
     "tokens/s": ("tokens_per_second", "{:,.0f}"),
 }
-"""What is shown: its name, its metric and how it is written. A metric that a run does not have is left out."""
+"""What is shown of a step: name, metric and how it is written. A metric that a run does not have is left out."""
+
+VALIDATED = {
+    "loss": ("val_loss", "{:.3f}"),
+    "perplexity": ("val_perplexity", "{:.3f}"),
+    "longppl": ("val_longppl", "{:.3f}"),
+    "accuracy": ("val_accuracy", "{:.3f}"),
+}
+"""Of a validation."""
 
 
 class Progress(L.callbacks.ProgressBar):
@@ -54,12 +60,19 @@ class Progress(L.callbacks.ProgressBar):
             told = figures(trainer.callback_metrics)
             print(f"step {done}/{last}  {told}  ETA {tqdm.format_interval(left)}", flush=True)
 
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.sanity_checking or not self._shown:
+            return
+        told = figures(trainer.callback_metrics, VALIDATED)
+        line = f"validation after step {trainer.global_step}/{trainer.max_steps}  {told}"
+        self._bar.write(line, file=sys.stderr) if self._bar is not None else print(line, flush=True)
+
     def teardown(self, *_: Any, **__: Any) -> None:
         """Also after an exception: what is printed then stands below the bar."""
         if self._bar is not None:
             self._bar.close()
 
 
-def figures(metrics: Mapping[str, Any]) -> str:
-    shown = {name: form.format(float(metrics[key])) for name, (key, form) in FIGURES.items() if key in metrics}
+def figures(metrics: Mapping[str, Any], which: Mapping[str, tuple[str, str]] = FIGURES) -> str:
+    shown = {name: form.format(float(metrics[key])) for name, (key, form) in which.items() if key in metrics}
     return "  ".join(f"{name} {value}" for name, value in shown.items())

@@ -1,23 +1,27 @@
 """From the published formats to training steps, through `nemo-cdt prepare`."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from nemo_cdt.config import Config, Data, DataName, Schedule
+from nemo_cdt.config import Config, Data, DataName, Parallel, Schedule
 from nemo_cdt.megatron.indexed import IndexedDocuments
 from nemo_cdt.prepare.request import read
 from nemo_cdt.prepare.write import prepare
 from nemo_cdt.validation import validate
 from tests import jobs, resuming
 from tests.data.conftest import bpe_folder  # noqa: F401
+from tests.llama import random_hugging_face
 from tests.prepare.conftest import write_books, write_longalpaca, write_longmit
 from tests.ranks import on_ranks
 from tests.runs import TINY, small_run
 
+VOCABULARY = 2048
+"""Of the weights: the tokenizer's 2,000, padded."""
 SEQ_LENGTH, BOOKS = 64, 20
 
 
@@ -112,9 +116,9 @@ def test_books_are_fed_whole_through_nemos_data_module_and_in_the_same_order_aft
     bpe_folder,  # noqa: F811
     tmp_path,
 ):
-    books = Data(name=DataName.pretrain, path=str(prepared["pg19"]), seq_length=SEQ_LENGTH, validation_samples=4)
-    whole, half = run(tmp_path / "whole", books, bpe_folder, steps=4), run(tmp_path / "half", books, bpe_folder)
-    rest = replace(run(tmp_path / "half", books, bpe_folder, steps=4), resume=True)
+    data = books(prepared)
+    whole, half = run(tmp_path / "whole", data, bpe_folder, steps=4), run(tmp_path / "half", data, bpe_folder)
+    rest = replace(run(tmp_path / "half", data, bpe_folder, steps=4), resume=True)
     validate(whole)
 
     straight, first, second = on_ranks(jobs.train_all, 1, whole, half, rest)[0]
@@ -130,14 +134,54 @@ def test_books_are_fed_whole_through_nemos_data_module_and_in_the_same_order_aft
 
 
 def test_two_data_parallel_ranks_share_the_books_of_one(prepared, bpe_folder, tmp_path):  # noqa: F811
-    books = Data(name=DataName.pretrain, path=str(prepared["pg19"]), seq_length=SEQ_LENGTH, validation_samples=4)
-    config = run(tmp_path / "two", books, bpe_folder)
+    config = run(tmp_path / "two", books(prepared), bpe_folder)
     config.trainer.devices = 2
 
     ranks = [{*seen(result)} for result in on_ranks(jobs.train, 2, config)]
 
     assert [len(rank) for rank in ranks] == [4, 4]
     assert not ranks[0] & ranks[1]
+
+
+@pytest.fixture(scope="module")
+def weights(bpe_folder, tmp_path_factory):  # noqa: F811
+    """A checkpoint to start from: random weights depend on the layout."""
+    folder = tmp_path_factory.mktemp("weights") / "hf"
+    shutil.copytree(bpe_folder, folder)
+    random_hugging_face(TINY, VOCABULARY).save_pretrained(folder)
+    return folder
+
+
+def from_weights(output: Path, prepared, weights: Path) -> Config:
+    config = run(output, books(prepared), weights)
+    config.init.hf, config.model.vocab_size = str(weights), VOCABULARY
+    return config
+
+
+@pytest.fixture(scope="module")
+def one_process_on_books(prepared, weights, tmp_path_factory):
+    return on_ranks(jobs.train, 1, from_weights(tmp_path_factory.mktemp("books") / "one", prepared, weights))[0]
+
+
+@pytest.mark.parametrize(
+    "parallel",
+    [Parallel(tensor=2, sequence=True), Parallel(context=2), Parallel(pipeline=2)],
+    ids=["TP2+SP", "CP2", "PP2"],
+)
+def test_books_under_a_layout_give_the_losses_of_one_process(
+    prepared, weights, one_process_on_books, tmp_path, parallel
+):
+    config = from_weights(tmp_path / "two", prepared, weights)
+    config.trainer.devices, config.parallel = 2, parallel
+
+    results = on_ranks(jobs.train, 2, config)
+
+    assert one_process_on_books["losses"] == pytest.approx(results[-1]["losses"], abs=1e-5)
+    assert len({*one_process_on_books["losses"]}) == 2
+
+
+def books(prepared) -> Data:
+    return Data(name=DataName.pretrain, path=str(prepared["pg19"]), seq_length=SEQ_LENGTH, validation_samples=4)
 
 
 def test_a_sample_is_a_whole_book_in_every_epoch(prepared, bpe_folder):  # noqa: F811
