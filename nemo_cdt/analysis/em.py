@@ -132,7 +132,7 @@ def _auc(moments: Sequence[Moment]) -> Drawing:
         _line(drawn, moments, [one.auc[name] for one in moments], 1, linestyle=line, marker="o", label=METHODS[name])
     drawn.axhline(0.5, color="#555555", linewidth=0.8)
     caption = f"How well each score tells facts from the rest of the context; 0.5 (grey) is blind. {INTERVALS}"
-    return Drawing(name="auc", title="Detection", caption=caption, figure=figure)
+    return Drawing(name="auc", title="Detection over checkpoints", caption=caption, figure=figure)
 
 
 def _shares(moments: Sequence[Moment], name: str) -> Drawing:
@@ -146,7 +146,7 @@ def _shares(moments: Sequence[Moment], name: str) -> Drawing:
         f"{title} of a token of each type, divided by the sum of the four: 25 % each, the grey line, if blind. "
         f"{INTERVALS}"
     )
-    return Drawing(name=f"{name}_share", title=title, caption=caption, figure=figure)
+    return Drawing(name=f"{name}_share", title=f"{title} over checkpoints", caption=caption, figure=figure)
 
 
 def _line(drawn: Axes, moments: Sequence[Moment], values: Sequence[Estimate], scale: float, **look: Any) -> None:
