@@ -6,8 +6,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from nemo_cdt.analysis.measures import Measure
+from nemo_cdt.keys import KeysHelp
 from nemo_cdt.mistakes import reported
 
 
@@ -45,13 +47,17 @@ def _parser() -> argparse.ArgumentParser:
         help="the recipe's, which hold; cluster.gpus=N, cluster.gpu=a100|h100|h200|b200, output=FILE for all as JSON",
     )
     plan.set_defaults(verb=_plan)
-    prepare = verbs.add_parser("prepare", help="a data set's published files into rows that training reads")
+    prepare = verbs.add_parser(
+        "prepare", help="a data set's published files into rows that training reads", add_help=False
+    )
+    prepare.add_argument("-h", "--help", action=KeysHelp, nargs=0, const=_prepare_keys, help="show this")
     prepare.add_argument("set", metavar="SET", help="pg19, longmit, longalpaca, alignment or jsonl")
     prepare.add_argument(
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help="of conf/prepare/SET.yaml; input=PATH, output=DIR and tokenizer=DIR are yours to give",
+        help="input=PATH, output=DIR and tokenizer=DIR are yours to give; conf/prepare/SET.yaml sets others; alignment "
+        "has longmit.KEY and longalpaca.KEY",
     )
     prepare.set_defaults(verb=_prepare)
 
@@ -65,7 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     inspect.set_defaults(verb=_inspect)
 
-    analyze = verbs.add_parser("analyze", help="see what a model attends to and what informs its answers")
+    analyze = verbs.add_parser(
+        "analyze", help="see what a model attends to and what informs its answers", add_help=False
+    )
+    analyze.add_argument("-h", "--help", action=KeysHelp, nargs=0, const=_analyze_keys, help="show this")
     analyze.add_argument(
         "measure", metavar="NAME", choices=[str(measure) for measure in Measure], help=", ".join(Measure)
     )
@@ -73,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help="model=DIR, data=multihop|jsonl, output=DIR and others of nemo_cdt/analysis/settings.py",
+        help="model=DIR and output=DIR are yours to give; the others are below",
     )
     analyze.set_defaults(verb=_analyze)
 
@@ -124,6 +133,18 @@ def _plan(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _analyze_keys() -> Any:
+    from nemo_cdt.analysis.settings import Settings
+
+    return Settings()
+
+
+def _prepare_keys() -> Any:
+    from nemo_cdt.prepare.settings import Prepare
+
+    return Prepare()
+
+
 def _analyze(parsed: argparse.Namespace) -> int:
     from nemo_cdt.analysis.settings import read
 
@@ -155,7 +176,10 @@ def _prepare(parsed: argparse.Namespace) -> int:
 
 
 def _inspect(parsed: argparse.Namespace) -> int:
-    from nemo_cdt.nemo import console
+    from nemo_cdt.prepared import require_there
+
+    require_there(parsed.data)
+    from nemo_cdt.nemo import console  # whose package imports NeMo
 
     console.set_up()
     from nemo_cdt.inspection import inspect

@@ -20,7 +20,7 @@ from nemo_cdt.data.rows import PackedRows
 from nemo_cdt.data.tokenizer import load_tokenizer, token_texts
 from nemo_cdt.enums import StrEnum
 from nemo_cdt.overrides import explain
-from nemo_cdt.prepared import SUMMARY, read_summary
+from nemo_cdt.prepared import read_summary, require_there
 
 UNBOUNDED = 2**31
 HOPS, EMOJIS = Data().hops, Data().emojis
@@ -58,6 +58,7 @@ def inspect(data: str, overrides: Sequence[str], *, coloured: bool) -> Iterator[
     Raises:
         ValueError: for data that cannot be read, and for a row that is not there.
     """
+    require_there(data)
     asked = _read(overrides)
     documents, tokenizer = _load(data, asked)
     for number in asked.rows:
@@ -92,8 +93,6 @@ def _load(data: str, asked: Inspection) -> tuple[Documents, PreTrainedTokenizerF
         from nemo_cdt.megatron.indexed import IndexedDocuments  # imports Megatron, which takes long
 
         return IndexedDocuments(path / asked.split), load_tokenizer(asked.tokenizer or summary["tokenizer"]["path"])
-    if not path.exists():
-        raise ValueError(f"{path} does not exist: name a folder with {SUMMARY}, a file of JSON lines, or multihop")
     tokenizer = load_tokenizer(asked.tokenizer or "byte")
     length = asked.seq_length or UNBOUNDED
     return JsonlDocuments(path, tokenizer, seq_length=length, truncate=False, vocab_size=UNBOUNDED), tokenizer

@@ -27,6 +27,12 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
+def require_there(data: str) -> None:
+    """Raises ValueError where ``data`` of `nemo-cdt inspect` is neither ``multihop`` nor a path."""
+    if data != "multihop" and not Path(data).exists():
+        raise ValueError(f"{data} does not exist: name a folder with {SUMMARY}, a file of JSON lines, or multihop")
+
+
 def fingerprint(tokenizer: str) -> str:
     """What decides how a tokenizer writes a text or a chat, as a hash: its ``tokenizer.json``, chat template and size.
 

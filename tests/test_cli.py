@@ -1,9 +1,15 @@
+import re
 import subprocess
 import sys
+from dataclasses import is_dataclass
 
 import pytest
 
+from nemo_cdt.analysis.settings import Settings
 from nemo_cdt.cli import main
+from nemo_cdt.config import walk
+from nemo_cdt.keys import described
+from nemo_cdt.prepare.settings import Prepare
 
 HEAVY = {"torch", "nemo", "megatron", "transformers", "nemo_run"}
 
@@ -28,6 +34,38 @@ def test_a_folder_that_is_not_there_is_one_line_and_exit_code_2(tmp_path, monkey
     assert exit.value.code == 2
     assert capsys.readouterr().err.startswith("error: nowhere")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("verb", "schema"), [("analyze", Settings()), ("prepare", Prepare())])
+def test_help_explains_every_key_and_imports_nothing_heavy(verb, schema):
+    code = f"import sys; from nemo_cdt.cli import main\ntry: main(['{verb}', '--help'])\nfinally: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    *lines, modules = done.stdout.splitlines()
+    explained = {line.strip().partition("=")[0]: line for line in lines if re.match(r"  [a-z_.]+=\S", line)}
+
+    assert done.returncode == 0
+    assert list(explained) == [key for key, value in walk(schema) if not is_dataclass(value)]
+    assert [line for line in explained.values() if not re.search(r"=('.*'|\S+) +\S", line)] == []
+    assert max(map(len, lines)) <= 120
+    assert not HEAVY & set(modules.split())
+
+
+def test_help_writes_values_as_they_are_set():
+    lines = "\n".join(described(Settings()))
+
+    for text in ("model=null ", "data.seq_length=1024 ", "denoise.dtypes=[bf16,fp32] ", "denoise.lr=1e-05 "):
+        assert f"  {text}" in lines
+    assert "dtype=fp32                          of weights and activations (bf16, fp32)" in lines
+    assert "  workers=1 " in "\n".join(described(Prepare()))
+
+
+def test_rows_that_are_not_there_are_said_before_anything_heavy_is_imported():
+    code = "import sys; from nemo_cdt.cli import main\ntry: main(['inspect', 'no'])\nfinally: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no does not exist: name a folder with summary.json")
+    assert not HEAVY & set(done.stdout.split())
 
 
 def test_without_a_verb_the_usage_is_shown(capsys):

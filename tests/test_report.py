@@ -2,6 +2,10 @@
 
 import json
 import re
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,11 +13,12 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from nemo_cdt.config import Config
+from nemo_cdt.config import Config, Export, load, typed
 from nemo_cdt.data.documents import TokenType
 from nemo_cdt.report import heatmap, summary, write_report
 from nemo_cdt.report.run import read_run
 
+ROOT = Path(__file__).parents[1]
 HAYSTACK = "Permission is hereby granted, free of charge, to any person <obtaining> a copy & its documents.\n" * 3
 PARTS = [
     (HAYSTACK, TokenType.irrelevant),
@@ -145,6 +150,27 @@ def test_the_summary_holds_first_last_and_best_of_run_and_baseline(reported):
     page = Page(reported / "report.html")
     assert expected in page.text
     assert "1.67x step time of plain CE (medians)" in page.text  # 2.5 s / 1.5 s
+
+
+def test_the_page_explains_token_types_in_words(reported):
+    page = Page(reported / "report.html")
+    for type in ("supporting fact", "interference fact", "irrelevant text", "low-frequency word"):
+        assert re.search(rf"{type} [A-Z][^.]+\.", page.text)
+
+
+def test_the_pages_command_composes_the_same_run(tmp_path):
+    run = write_run(tmp_path / "beta=1,b 2")
+    write_config(run, objective={"beta": 7.0}, export={"hf": "somewhere/hf"}, resume=True)
+    (command,) = re.findall(r"To run it again (python .*?), in the repository", Page(write_report(run)).text)
+    _, recipe, *words = shlex.split(command)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / recipe), "--cfg", "job", *words], capture_output=True, text=True, cwd=tmp_path
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    found, expected = typed(OmegaConf.create(done.stdout)), load(run / "config.yaml")
+    assert found == replace(expected, output="again", resume=False, export=Export(hf="again/hf"))
+    assert {path.name for path in tmp_path.iterdir()} == {run.name}
 
 
 def test_every_token_is_on_the_page_escaped_and_with_its_own_colour(reported):

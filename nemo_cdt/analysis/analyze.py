@@ -1,6 +1,5 @@
 """``nemo-cdt analyze``: load, observe, measure, write. A folder that is there whole or not at all."""
 
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from nemo_cdt.analysis import memory, page, scores
 from nemo_cdt.analysis.attention_map import attention_map, choose_layer, maps
 from nemo_cdt.analysis.denoising_report import denoise
 from nemo_cdt.analysis.detection import detection
-from nemo_cdt.analysis.em import em, moment
+from nemo_cdt.analysis.em import em, moments
 from nemo_cdt.analysis.longppl import key_tokens, longppl
 from nemo_cdt.analysis.measures import Measure
 from nemo_cdt.analysis.observe import Observation, observe_all, shown
@@ -58,10 +57,9 @@ def analyze(measure: Measure, settings: Settings, arguments: Sequence[str]) -> P
         ValueError: where model or data cannot be analysed.
     """
     assert settings.output is not None
-    command = shlex.join(["nemo-cdt", "analyze", measure, *arguments])
     with new_folder(Path(settings.output)) as folder, matplotlib.rc_context(STYLE):
         result, facts = _run(measure, settings)
-        page.write(folder, measure, settings, result, facts, command)
+        page.write(folder, measure, settings, result, facts, arguments)
     return Path(settings.output)
 
 
@@ -121,7 +119,9 @@ def _measured(measure: Measure, subject: Subject, found: list[Observation], sett
 
 def _detection(subject: Subject, found: list[Observation], settings: Settings) -> Result:
     subject.require_plain_head()
-    keys = [key_tokens(subject, one.sample, settings.longppl) for one in shown(found, "long and short context")]
+    keys = [
+        key_tokens(subject, one.sample, settings.longppl) for one in shown(found, "long and short context", len(found))
+    ]
     return detection(found, keys, settings.top_k)
 
 
@@ -142,13 +142,13 @@ def _attention_map(before: Prepared, settings: Settings) -> tuple[Result, page.F
 
 
 def _em(run: Path, settings: Settings) -> tuple[Result, page.Facts]:
-    moments = []
+    found = []
     for checkpoint in checkpoints(run):
         with opened(checkpoint) as folder:
             prepared = prepare(folder, settings, Measure.em)
             observations = observe_all(prepared.load(settings.dtype), prepared.samples, settings.top_k)
-        moments.append(moment(step_of(checkpoint), observations, settings.top_k))
-    return em(moments), page.facts(settings, prepared.config, prepared.device, prepared.samples, observations)
+        found.append(moments(step_of(checkpoint), observations, settings.top_k))
+    return em(found), page.facts(settings, prepared.config, prepared.device, prepared.samples, observations)
 
 
 def _significance(settings: Settings) -> tuple[Result, page.Facts]:

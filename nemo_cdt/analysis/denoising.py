@@ -4,7 +4,7 @@ Noise tokens' embeddings are moved by hand against their gradient, as in trainin
 are measured before, after, and once more after one optimizer step on the moved input, by the unmoved one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -106,15 +106,16 @@ def trained(subject: Subject, sample: Sample, shift_ND: Tensor, settings: Denois
                 weight.copy_(before)
 
 
-def effects(subject: Subject, sample: Sample, precision: Precision, settings: Denoise, top_k: int) -> list[Effect]:
-    """Of one sample: before, and under each setting after denoising and after training.
+def effects(
+    subject: Subject, sample: Sample, asked: Sequence[Setting], settings: Denoise, top_k: int
+) -> Iterator[list[Effect]]:
+    """Of one sample: before and, for each setting that is ``asked``, after denoising and after training.
 
     ``trained`` at strength 0 is plain training: what a step does without denoising.
     """
     before, grad_ND = observe(subject, sample, top_k)
-    plain = Setting(precision=precision, normalization=Normalization.gradient, strength=0.0)
-    found = [_effect(plain, BEFORE, before, 0.0)]
-    for setting in [plain, *_settings(precision, settings)]:
+    found = [_effect(asked[0], BEFORE, before, 0.0)]
+    for setting in asked:
         shift_ND = shift_by_hand(subject, before, grad_ND, setting, settings.noise)
         changed = _changed(subject.embed(sample.input_ids), shift_ND)
         if setting.strength:
@@ -122,12 +123,15 @@ def effects(subject: Subject, sample: Sample, precision: Precision, settings: De
         if settings.optimizer is not Optimizer.none:
             with trained(subject, sample, shift_ND, settings) as updated:
                 found.append(_effect(setting, TRAINED, observe(subject, sample, top_k)[0], changed, updated))
-    return found
+        yield found
+        found = []
 
 
-def _settings(precision: Precision, settings: Denoise) -> list[Setting]:
+def settings_of(precision: Precision, settings: Denoise) -> list[Setting]:
+    """Strength 0 first."""
     kinds = [(Normalization.gradient, settings.strengths), (Normalization.relative, settings.rhos)]
-    return [
+    plain = Setting(precision=precision, normalization=Normalization.gradient, strength=0.0)
+    return [plain] + [
         Setting(precision=precision, normalization=kind, strength=strength)
         for kind, strengths in kinds
         for strength in strengths

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nemo_cdt.analysis.denoising import BEFORE, DENOISED, TRAINED, Effect, Setting, effects
+from nemo_cdt.analysis.denoising import BEFORE, DENOISED, TRAINED, Effect, Setting, effects, settings_of
 from nemo_cdt.analysis.estimate import Estimate, estimate
 from nemo_cdt.analysis.observe import shown
 from nemo_cdt.analysis.result import COLORS, MARKERS, Drawing, Result, Table, axes
@@ -25,8 +25,10 @@ def denoise(load: Callable[[Precision], Subject], samples: Sequence[Sample], set
     found: list[Effect] = []
     for precision in settings.dtypes:
         subject = load(precision)
-        for sample in shown(samples, f"denoising in {precision}"):
-            found += effects(subject, sample, precision, settings, top_k)
+        asked = settings_of(precision, settings)
+        steps = (step for sample in samples for step in effects(subject, sample, asked, settings, top_k))
+        for step in shown(steps, f"settings of denoising in {precision}", len(samples) * len(asked)):
+            found += step
         del subject
     return report(found, settings)
 

@@ -43,6 +43,12 @@ def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
     return Estimate(mean=float(known.mean()), low=low, high=high, count=len(known))
 
 
+def ends(estimates: Sequence[Estimate]) -> np.ndarray:
+    """How far their intervals reach below and above their means, [2, n], as matplotlib draws them."""
+    reach = np.array([[one.mean - one.low, one.high - one.mean] for one in estimates]).T
+    return np.maximum(reach, 0)  # of equal values the mean is rounded
+
+
 def bootstrap(values: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
     """The percentile interval of the mean, 95 %."""
     rng = np.random.default_rng(seed)

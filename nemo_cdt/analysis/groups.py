@@ -1,6 +1,7 @@
 """Samples that were answered right and wrong, and means over the tokens of a type."""
 
 from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -11,12 +12,19 @@ from nemo_cdt.analysis.samples import CONTEXT
 from nemo_cdt.data.documents import TokenType
 from nemo_cdt.report.heatmap import TYPE_NAMES
 
+
+class Answered(Protocol):
+    @property
+    def correct(self) -> bool: ...
+
+
+T = TypeVar("T", bound=Answered)
 Groups = dict[str, list[Observation]]
 ByType = Callable[[Observation], dict[TokenType, float]]
 """A number for each type of context token; nan for types that do not occur."""
 
 
-def groups(observations: Sequence[Observation]) -> Groups:
+def groups(observations: Sequence[T]) -> dict[str, list[T]]:
     return {
         "all": list(observations),
         "correct": [one for one in observations if one.correct],

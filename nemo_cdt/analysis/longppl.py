@@ -63,7 +63,8 @@ def _windows(tokens: int, settings: LongPPL) -> list[tuple[list[int], int]]:
 def longppl(subject: Subject, observations: Sequence[Observation], settings: LongPPL) -> Result:
     subject.require_plain_head()
     found = {
-        id(one): key_tokens(subject, one.sample, settings) for one in shown(observations, "long and short context")
+        id(one): key_tokens(subject, one.sample, settings)
+        for one in shown(observations, "long and short context", len(observations))
     }
     by_group = groups(observations)
     key = estimates(by_group, lambda one: mean_by_type(found[id(one)].key_N.astype(float), one.sample.types))
@@ -85,14 +86,6 @@ def longppl(subject: Subject, observations: Sequence[Observation], settings: Lon
             type_table("Share of key tokens", f"The base rate, over all tokens, is {base}.", key),
             type_table("What the long context adds", "Log-probability with it, less without it, nats.", gain),
         ],
-        drawings=[
-            bars(
-                "longppl_by_type",
-                "Share of key tokens, answers right and wrong",
-                f"How many tokens of a type are key; {base.percent()} of all tokens are. Thin lines: 95 % intervals.",
-                key,
-            )
-        ],
         numbers={
             "key": as_json(key),
             "gain": as_json(gain),
@@ -101,6 +94,16 @@ def longppl(subject: Subject, observations: Sequence[Observation], settings: Lon
             "longppl": long.json(),
         },
     )
+    if base.mean > 0:
+        caption = f"How many tokens of a type are key; {base.percent()} of all, the grey line. Thin: 95 % intervals."
+        title, share = "Share of key tokens, answers right and wrong", "key tokens, of a type's tokens (%)"
+        result.drawings.append(bars("longppl_by_type", title, caption, share, key, blind=100 * base.mean))
+    else:
+        result.notices.append(
+            "No token of any sample is a key token, so there is no picture: every share is 0, and LongPPL has no "
+            "value. Either the long context makes nothing likelier, or "
+            f"longppl.alpha={settings.alpha:g} and longppl.beta={settings.beta:g} ask too much of this model."
+        )
     if short := [one for one in observations if len(one.sample) <= settings.context]:
         result.notices.append(
             f"{len(short)} of {len(observations)} samples are no longer than longppl.context={settings.context}, so "

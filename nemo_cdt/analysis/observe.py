@@ -1,7 +1,7 @@
 """One sequence through the model, forward and backward: everything that the measures are made of."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -89,19 +89,19 @@ def observe(subject: Subject, sample: Sample, top_k: int, shift_ND: Tensor | Non
 
 
 def observe_all(subject: Subject, samples: Sequence[Sample], top_k: int) -> list[Observation]:
-    return [observe(subject, sample, top_k)[0] for sample in shown(samples, "samples")]
+    return [observe(subject, sample, top_k)[0] for sample in shown(samples, "samples", len(samples))]
 
 
 def _mean(sums_LHT: Tensor, count_T: np.ndarray) -> np.ndarray:
     return sums_LHT.cpu().numpy() / np.where(count_T > 0, count_T, np.nan)
 
 
-def shown(items: Sequence[T], name: str) -> Iterator[T]:
-    """``items``, with a bar in a terminal and a line now and then elsewhere."""
+def shown(items: Iterable[T], name: str, count: int) -> Iterator[T]:
+    """``items``, ``count`` of them, with a bar in a terminal and a line now and then elsewhere."""
     if sys.stderr.isatty():
-        yield from tqdm(items, desc=name, leave=False)
+        yield from tqdm(items, desc=name, total=count, leave=False)
         return
     for done, item in enumerate(items, 1):
         yield item
-        if done == len(items) or done % max(1, len(items) // LINES) == 0:
-            print(f"{name}: {done} of {len(items)}", file=sys.stderr, flush=True)
+        if done == count or done % max(1, count // LINES) == 0:
+            print(f"{name}: {done} of {count}", file=sys.stderr, flush=True)

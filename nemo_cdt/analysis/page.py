@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -23,9 +24,8 @@ from nemo_cdt.analysis.result import Drawing, Result, Table
 from nemo_cdt.analysis.samples import CONTEXT, Sample
 from nemo_cdt.analysis.settings import Settings, Source
 from nemo_cdt.config import Precision
-from nemo_cdt.data.documents import TokenType
 from nemo_cdt.folders import write_whole
-from nemo_cdt.report.heatmap import TYPE_NAMES
+from nemo_cdt.report.heatmap import MEANINGS, TYPE_NAMES
 
 
 @dataclass(kw_only=True, slots=True)
@@ -35,14 +35,6 @@ class Facts:
     values: dict[str, str]
     tables: list[Table] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
-
-
-MEANINGS = {
-    TokenType.supporting: "sentences that the answer follows from",
-    TokenType.interference: "sentences like them about other persons and things, which mislead",
-    TokenType.irrelevant: "the text around them",
-    TokenType.low_frequency: "rare tokens strewn in, here emojis",
-}
 
 
 def facts(
@@ -78,11 +70,15 @@ def facts(
     return Facts(values=found, tables=[_composition(samples)], samples=each)
 
 
-def write(folder: Path, measure: Measure, settings: Settings, result: Result, facts: Facts, command: str) -> None:
-    """Into ``folder``, which exists."""
+def write(
+    folder: Path, measure: Measure, settings: Settings, result: Result, facts: Facts, arguments: Sequence[str]
+) -> None:
+    """Into ``folder``, which exists. The page's command writes beside it."""
+    command = ["nemo-cdt", "analyze", measure]
+    again = [f"{a.rstrip('/')}-again" if a.startswith("output=") else a for a in arguments]
     record = {
         "measure": measure,
-        "command": command,
+        "command": shlex.join([*command, *arguments]),
         "facts": facts.values,
         "settings": asdict(settings),
         "samples": facts.samples,
@@ -90,7 +86,7 @@ def write(folder: Path, measure: Measure, settings: Settings, result: Result, fa
     }
     text = json.dumps(record, indent=1, allow_nan=False)
     write_whole(folder / "result.json", text + "\n")
-    write_page(folder, result, facts, command)
+    write_page(folder, result, facts, shlex.join([*command, *again]))
 
 
 def write_page(folder: Path, result: Result, facts: Facts, command: str) -> None:
@@ -105,6 +101,7 @@ def write_page(folder: Path, result: Result, facts: Facts, command: str) -> None
 def _png(drawing: Drawing, path: Path) -> str:
     """Writes the file, and returns it as a data: URI."""
     figure: Figure = drawing.figure
+    figure.suptitle(drawing.title, fontsize=11)
     for axes in figure.axes:
         if len(axes.get_legend_handles_labels()[0]) > 1:
             axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nemo_cdt.analysis.estimate import Estimate, estimate, pearson, spearman
+from nemo_cdt.analysis.estimate import Estimate, ends, estimate, pearson, spearman
 from nemo_cdt.analysis.groups import (
     ByType,
     as_json,
@@ -156,32 +156,41 @@ def _score(observations: Sequence[Observation], by_type: ByType, *, name: str, t
             ),
             type_table("Shares", SHARE, share),
         ],
-        drawings=[bars(f"{name}_by_type", f"Share of {name}, answers right and wrong", SHARE, share, blind=25)],
+        drawings=[
+            bars(
+                f"{name}_by_type",
+                f"Share of {name}, answers right and wrong",
+                SHARE,
+                f"share of the four types' {name} (%)",
+                share,
+                blind=25,
+            )
+        ],
         numbers={"score": as_json(raw), "share": as_json(share)},
     )
 
 
 def bars(
-    name: str, title: str, caption: str, found: dict[str, dict[TokenType, Estimate]], blind: float | None = None
+    name: str, title: str, caption: str, share: str, found: dict[str, dict[TokenType, Estimate]], blind: float
 ) -> Drawing:
-    """Grouped by right and wrong answers; groups without a sample are left out. blind: where a grey line is drawn."""
-    figure, drawn = axes("", "share (%)")
+    """Grouped by right and wrong answers; groups without a sample are left out.
+
+    share: what the bars are, in percent.  blind: where a grey line is drawn, percent.
+    """
+    figure, drawn = axes("", share)
     present = [group for group, by_type in found.items() if any(one.count for one in by_type.values())]
     for index, type in enumerate(CONTEXT):
         chosen = [found[group][type] for group in present]
-        middle = np.array([100 * one.mean for one in chosen])
-        ends = np.array([[100 * (one.mean - one.low), 100 * (one.high - one.mean)] for one in chosen]).T
         drawn.bar(
             np.arange(len(present)) + 0.2 * (index - 1.5),
-            middle,
+            [100 * one.mean for one in chosen],
             0.18,
-            yerr=ends,
+            yerr=100 * ends(chosen),
             color=COLORS[type],
             label=TYPE_NAMES[type],
             error_kw={"elinewidth": 0.8},
         )
-    if blind is not None:
-        drawn.axhline(blind, color="#555555", linewidth=0.8)
+    drawn.axhline(blind, color="#555555", linewidth=0.8)
     counts = {group: max(one.count for one in found[group].values()) for group in present}
     labels = [f"{'all' if group == 'all' else f'{group} answers'} ({counts[group]})" for group in present]
     drawn.set_xticks(np.arange(len(present)), labels)

@@ -23,8 +23,8 @@ class Fields:
     """The names of a row's fields. A null is a field that the data set does not have."""
 
     text: str = "text"  # books
-    question: Optional[str] = None
-    answer: Optional[str] = None
+    question: Optional[str] = None  # questions
+    answer: Optional[str] = None  # questions
     passages: Optional[str] = None  # a list of passages
     passage: Optional[str] = None  # the text within a passage; null: a passage is a text itself
     evidence: Optional[str] = None  # the supporting passages: a list, or how many
@@ -32,15 +32,15 @@ class Fields:
 
 @dataclass(kw_only=True)
 class Source:
-    kind: Kind = Kind.rows
+    kind: Kind = Kind.rows  # what a row of the files is: SET says it
     input: Optional[str] = None  # the data set's local copy: a file or a folder
     hub: Optional[str] = None  # its name on the Hugging Face Hub
-    licence: Optional[str] = None
+    licence: Optional[str] = None  # for the summary
     samples: Optional[int] = None  # documents to train on; null: all
     validation_samples: int = 0  # documents held out, besides: no row and no book gives to both
     seq_length: Optional[int] = None  # books: the tokens of every document
     min_tokens: int = 2  # of a document, its chat template's included
-    max_tokens: Optional[int] = None
+    max_tokens: Optional[int] = None  # of a document; null: any
     evidence: list[int] = field(default_factory=list)  # numbers of supporting passages, equally often; empty: any
     fields: Fields = field(default_factory=Fields)
     passage: str = "Passage {number}:\n{text}\n"  # how a passage is written
@@ -51,10 +51,10 @@ class Source:
 class Prepare(Source):
     """One source."""
 
-    output: Optional[str] = None
+    output: Optional[str] = None  # the folder to write; one that was interrupted goes on
     tokenizer: Optional[str] = None  # a Hugging Face folder, or "byte"
-    seed: int = 42
-    workers: int = 1
+    seed: int = 42  # decides what is taken
+    workers: int = 1  # processes; they change nothing but the time
 
 
 @dataclass(kw_only=True)

@@ -15,14 +15,14 @@ def write_report(run: Path) -> Path:
     ``run`` holds ``config.yaml`` and ``metrics.jsonl``, and may hold ``baseline/``, ``sample.json`` and
     ``versions.json``; ValueError where it is no run.
     """
-    page = render(read_run(Path(run)))
+    page = render(read_run(Path(run)), Path(run))
     path = Path(run) / "report.html"
     write_whole(path, page)
     return path
 
 
-def render(run: Run) -> str:
-    """The page's HTML. Everything a run holds is escaped: tokens contain ``<``."""
+def render(run: Run, folder: Path) -> str:
+    """The page's HTML, of the run in ``folder``. Everything a run holds is escaped: tokens contain ``<``."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["number"] = summary.number
@@ -30,11 +30,13 @@ def render(run: Run) -> str:
         run=run,
         headline=summary.headline(run),
         facts=summary.facts(run),
+        command=summary.again(run, folder),
         notice=summary.notice(run),
         table=summary.table(run),
         pictures=plots.pictures(run),
         stretches=heatmap.stretches(run.sample) if run.sample else [],
         types=heatmap.type_table(run.sample) if run.sample else [],
         type_names=heatmap.TYPE_NAMES,
+        meanings=heatmap.MEANINGS,
         shades=heatmap.SHADES,
     )

@@ -25,6 +25,15 @@ TYPE_NAMES = {
     TokenType.answer: "answer",
 }
 
+MEANINGS = {
+    TokenType.irrelevant: "The text around the facts, which says nothing about the answer.",
+    TokenType.supporting: "A sentence that the answer follows from.",
+    TokenType.interference: "A sentence like a supporting one about other persons and things, which misleads.",
+    TokenType.low_frequency: "A rare token strewn in, such as an emoji, which stands out and says nothing.",
+    TokenType.question: "What is asked.",
+    TokenType.answer: "What the model is to say.",
+}
+
 SHADES = {
     "noise3": "below ¼",
     "noise2": "¼ to ½",

@@ -1,7 +1,9 @@
 """A run in words and numbers: what was run, its first, last and best values, and whether denoising did anything."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -72,6 +74,15 @@ def facts(run: Run) -> list[tuple[str, str]]:
     if run.versions:
         found["Versions"] = ", ".join(f"{name} {version}" for name, version in run.versions.items())
     return list(found.items())
+
+
+def again(run: Run, folder: Path) -> str:
+    """The command that runs the same, from its ``config.yaml``, into a folder ``again``."""
+    hydra = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]  # as conf/config.yaml has them
+    words = ["--config-path", str(folder.resolve()), *hydra, "resume=false", "output=again"]
+    if run.config.export.hf is not None:
+        words.append("export.hf=again/hf")
+    return shlex.join(["python", "recipes/cdt_llama31.py", *words])
 
 
 def table(run: Run) -> list[Row]:

@@ -101,6 +101,7 @@ def test_a_measure_writes_numbers_pictures_and_a_page(here, measure, capsys):
     assert len(page.links) == len(PICTURES[measure])
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     assert command in page.text
+    assert f"output={out}-again" in page.text
     assert result["command"].startswith(command)
     assert result["numbers"]
     assert "nan" not in page.text.replace("nanosecond", "")
@@ -111,8 +112,11 @@ def test_a_measure_writes_numbers_pictures_and_a_page(here, measure, capsys):
 
 def test_checkpoints_are_in_the_order_of_their_steps(here):
     main(["analyze", "em", "model=run", *DATA, f"output={here / 'out'}"])
-    found = json.loads((here / "out/result.json").read_text())["numbers"]["checkpoints"]
+    by_group = json.loads((here / "out/result.json").read_text())["numbers"]["checkpoints"]
+    found = by_group["all"]
 
+    assert by_group["wrong"] == found
+    assert [one["loss"]["samples"] for one in by_group["correct"]] == [0, 0]
     assert [one["step"] for one in found] == [3, 12]
     assert found[0]["loss"] != found[1]["loss"]
 
@@ -122,6 +126,8 @@ def test_progress_is_told_and_settings_are_kept(here, capsys):
     result = json.loads((here / "out/result.json").read_text())
 
     assert "samples: 1 of 2\nsamples: 2 of 2\n" in capsys.readouterr().err
+    main(["analyze", "denoise", "model=model", *DATA, *EXTRA["denoise"], f"output={here / 'steps'}"])
+    assert "settings of denoising in bf16: 1 of 6\n" in capsys.readouterr().err
     assert (result["settings"]["top_k"], result["settings"]["dtype"]) == (7, "bf16")
     assert "CPU, bf16" in result["facts"]["Device"]
 

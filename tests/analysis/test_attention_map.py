@@ -1,10 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from nemo_cdt.analysis import attention
-from nemo_cdt.analysis.attention_map import choose_layer, chunk_of, layer_map
+from nemo_cdt.analysis.attention_map import Looks, Maps, attention_map, choose_layer, chunk_of, layer_map, uniform
+from nemo_cdt.analysis.samples import CRITICAL
 from nemo_cdt.analysis.settings import AttentionMap
+from nemo_cdt.data.documents import TokenType
 from tests.analysis.models import eager, watched
 from tests.analysis.test_flow import TOKENS, sample
 
@@ -25,7 +29,7 @@ def expected_of(name: str) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("chunk", [attention.CHUNK, 5 * TOKENS])
 def test_a_map_is_that_of_the_whole_matrix(monkeypatch, name, chunk):
     monkeypatch.setattr(attention, "CHUNK", chunk)
-    found = layer_map(watched(name), sample(), LAYER, CHUNKS)
+    found, _ = layer_map(watched(name), sample(), LAYER, CHUNKS)
     map_CC, answer_N = expected_of(name)
 
     np.testing.assert_allclose(found.map_CC.numpy(), map_CC, atol=1e-6)
@@ -36,7 +40,52 @@ def test_a_map_is_that_of_the_whole_matrix(monkeypatch, name, chunk):
 def test_another_layer_is_noticed():
     map_CC, _ = expected_of("llama")
 
-    assert np.abs(layer_map(watched("llama"), sample(), LAYER + 1, CHUNKS).map_CC.numpy() - map_CC).max() > 1e-2
+    assert np.abs(layer_map(watched("llama"), sample(), LAYER + 1, CHUNKS)[0].map_CC.numpy() - map_CC).max() > 1e-2
+
+
+@pytest.mark.parametrize("window", [None, 12])
+def test_uniform_attention_is_the_mean_of_what_each_row_sees(window):
+    rows_R = torch.as_tensor(sample().rows)
+    seen_RN = attention.attended(rows_R, torch.arange(TOKENS), window).double()
+
+    found = uniform(rows_R, TOKENS, window)
+    torch.testing.assert_close(found, (seen_RN / seen_RN.sum(1, keepdim=True)).mean(0), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_an_answer_has_its_base_rate_and_is_right_or_wrong(name):
+    logits = eager(name)(input_ids=torch.as_tensor(sample().input_ids)[None]).logits[0, sample().rows]
+    right = replace(sample(), answer=logits.argmax(-1).numpy())
+    (_, wrong), (_, other) = (layer_map(watched(name), one, LAYER, CHUNKS) for one in (sample(), right))
+
+    assert (wrong.correct, other.correct) == (False, True)
+    assert sum(wrong.uniform.values()) == pytest.approx(1)
+    assert sum(wrong.answer.values()) == pytest.approx(1)
+    assert 0 < sum(wrong.uniform[type] for type in CRITICAL) != pytest.approx(wrong.critical)
+
+
+def looks(correct: bool, supporting: float) -> Looks:
+    rest = {type: 0.0 for type in TokenType if type is not TokenType.supporting}
+    return Looks(
+        answer=rest | {TokenType.supporting: supporting}, uniform=rest | {TokenType.supporting: 0.1}, correct=correct
+    )
+
+
+def test_right_and_wrong_answers_are_apart_beside_the_base_rate():
+    maps = [
+        Maps(map_CC=np.eye(2), marked_C=np.array([0]), looks=[looks(True, high), looks(False, 0.25)])
+        for high in (0.5, 0.75)
+    ]
+    result = attention_map(*maps, LAYER)
+
+    assert [table.rows[1][1:] for table in result.tables] == [
+        ["0.1 [0.1, 0.1]", "0.375 [0.25, 0.5]", "0.5 [0.25, 0.75]"],
+        ["0.1 [0.1, 0.1]", "0.5", "0.75"],
+        ["0.1 [0.1, 0.1]", "0.25", "0.25"],
+    ]
+    assert ("0.1", "if it were uniform: the base rate") in result.headline
+    assert result.numbers["base_rate"]["supporting"]["mean"] == pytest.approx(0.1)
+    assert result.numbers["after"]["answer"]["correct"]["supporting"]["mean"] == 0.75
 
 
 def test_chunks_differ_by_one_token_at_most():

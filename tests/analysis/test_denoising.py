@@ -1,6 +1,7 @@
 """Denoising by hand, and a training step on its input, against the equations written out."""
 
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from nemo_cdt.analysis.denoising import (
     Setting,
     effects,
     noise_tokens,
+    settings_of,
     shift_by_hand,
     trained,
 )
@@ -112,7 +114,9 @@ def found(observed):
     settings = Denoise(
         strengths=[1e-9, 1e-3, 1e4], rhos=[1e-2], dtypes=[Precision.fp32], optimizer=Optimizer.sgd, lr=1e-2
     )
-    return settings, effects(observed[0], sample(), Precision.fp32, settings, TOP_K)
+    return settings, list(
+        chain(*effects(observed[0], sample(), settings_of(Precision.fp32, settings), settings, TOP_K))
+    )
 
 
 def test_every_strength_is_measured_before_after_and_after_training(found):
@@ -170,7 +174,7 @@ def test_a_weak_shift_rounds_away_in_bf16():
     subject = watched("llama")
     subject.model.to(torch.bfloat16)
     settings = Denoise(strengths=[1e-9], rhos=[0.1], dtypes=[Precision.bf16], optimizer=Optimizer.none)
-    _, weak, strong = effects(subject, sample(), Precision.bf16, settings, TOP_K)
+    (_,), (weak,), (strong,) = effects(subject, sample(), settings_of(Precision.bf16, settings), settings, TOP_K)
 
     assert weak.changed == 0
     assert 0.1 < strong.changed < 1

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_cdt.analysis.longppl import key_tokens
+from nemo_cdt.analysis.longppl import key_tokens, longppl
+from nemo_cdt.analysis.observe import observe
 from nemo_cdt.analysis.samples import Sample
 from nemo_cdt.analysis.settings import LongPPL
 from tests.analysis.models import VOCABULARY, eager, watched
@@ -59,6 +60,17 @@ def test_a_sample_that_is_no_longer_than_the_context_has_no_key_token():
 
     assert not found.key_N.any()
     assert not found.gain_N.any()
+
+
+def test_without_a_key_token_words_stand_for_the_picture():
+    subject, observations = watched("llama"), [observe(watched("llama"), sample(), 3)[0]]
+    none = longppl(subject, observations, LongPPL(context=8, window=4, alpha=99.0))
+    some = longppl(subject, observations, LongPPL(context=8, window=4, alpha=-9.0, beta=-99.0))
+
+    assert (len(none.drawings), len(some.drawings)) == (0, 1)
+    assert "No token of any sample is a key token" in none.notices[0]
+    assert "longppl.alpha=99 and longppl.beta=-2" in none.notices[0]
+    assert some.notices == []
 
 
 def test_a_head_that_is_no_plain_linear_layer_is_one_line():
