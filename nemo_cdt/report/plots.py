@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from nemo_cdt.report.run import Run, Series
 
 # Okabe and Ito's colours: told apart with any colour vision; line styles differ besides.
-RUN, BASELINE, BEFORE, REST = "#0072B2", "#D55E00", "#009E73", "#BBBBBB"
+RUN, BASELINE, BEFORE = "#0072B2", "#D55E00", "#009E73"
 PASSES = {
     "window_time": ("windows", "#E69F00"),
     "detection_time": ("detection pass", BEFORE),
-    "training_time": ("training pass", RUN),
+    "training_time": ("training pass, optimizer", RUN),
 }
 """Of a step, in their order: the metric, its name and colour."""
 STYLE: dict[Any, Any] = {
@@ -165,10 +165,9 @@ def _time(run: Run) -> Picture | None:
     caption = "Wall-clock time of a step. The first one includes start-up and may leave the picture."
     passes = [key for key in PASSES if key in series]
     if len(passes) > 1:
-        rest = np.maximum(series["step_time"] - sum(series[key] for key in passes), 0)
-        names, colors = zip(*(PASSES[key] for key in passes), ("optimizer, data, logging", REST), strict=True)
+        names, colors = zip(*(PASSES[key] for key in passes), strict=True)
         columns = [series[key] for key in passes]
-        axes.stackplot(series["step"], *columns, rest, labels=names, colors=colors, alpha=0.8, linewidth=0)
+        axes.stackplot(series["step"], *columns, labels=names, colors=colors, alpha=0.8, linewidth=0)
     if "window_time" in passes:
         caption += " LongCE first reads each text again in short windows, forward only, to weigh its tokens."
     if "detection_time" in passes:
