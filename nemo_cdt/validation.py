@@ -640,7 +640,24 @@ def _check_hf_model(config: Config, folder: Path) -> None:
         f"init.hf={folder} is a {kind} model, but model={config.model.name} has model.family={family}: "
         "set model to that of init.hf",
     )
+    sizes = {ours: described.get(theirs) for ours, theirs in SIZES.items()}
+    wrong = {ours: size for ours, size in sizes.items() if size not in (None, getattr(config.model, ours))}
+    _require(
+        not wrong,
+        f"model={config.model.name} is another size than init.hf={folder}: set model to that of init.hf, or "
+        + " ".join(f"model.{name}={size}" for name, size in wrong.items()),
+    )
     check_vocabulary(config, vocabulary, f"init.hf={folder}")
+
+
+SIZES = {
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "ffn_hidden_size": "intermediate_size",
+    "num_attention_heads": "num_attention_heads",
+    "num_query_groups": "num_key_value_heads",
+}
+"""Ours, and what ``config.json`` calls them. The rest is compared when the weights are read, by transformers' rules."""
 
 
 def _check_output(config: Config) -> None:

@@ -162,6 +162,7 @@ REFUSED = {
     "init.hf=.": "init.hf=. is no Hugging Face model",
     "init.hf=bert": "init.hf=bert is a bert model",
     "init.hf=qwen2": "init.hf=qwen2 is a qwen2 model, but model=tiny has model.family=llama",
+    "init.hf=wide": "set model to that of init.hf, or model.hidden_size=4096 model.num_query_groups=8",
     "init.hf=llama parallel.tensor=2 trainer.devices=2": (
         "init.hf=llama has a vocabulary of 263, which parallel.tensor=2 does not divide: set parallel.tensor to 1"
     ),
@@ -180,10 +181,12 @@ REFUSED = {
 def test_a_run_that_cannot_be_is_refused_in_one_line_that_names_the_key_and_the_way_out(tmp_path, overrides):
     (tmp_path / "rows").write_text("{}")
     (tmp_path / "empty").touch()
-    for kind in ("llama", "bert", "qwen2"):
-        (tmp_path / kind).mkdir()
-        (tmp_path / kind / "config.json").write_text(json.dumps({"model_type": kind, "vocab_size": 263}))
-        (tmp_path / kind / "tokenizer_config.json").write_text("{}")
+    described = {kind: {"model_type": kind} for kind in ("llama", "bert", "qwen2")}
+    described["wide"] = {"model_type": "llama", "hidden_size": 4096, "num_key_value_heads": 8, "num_hidden_layers": 4}
+    for name, more in described.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"vocab_size": 263} | more))
+        (tmp_path / name / "tokenizer_config.json").write_text("{}")
     (tmp_path / "old").mkdir()
     (tmp_path / "old/config.yaml").touch()
     (tmp_path / "adapters/weights").mkdir(parents=True)
