@@ -154,7 +154,43 @@ def test_the_demo_runs_on_two_nodes_and_a_preempted_one_ends_with_the_same_weigh
 
     shown = verb(cluster, "status", "runs/preempted", cwd=tmp_path)
     assert (shown.returncode, f"job {identity}: COMPLETED" in shown.stdout) == (0, True)
-    assert "step 6/6" in verb(cluster, "logs", "runs/plain", cwd=tmp_path).stdout
+    log = verb(cluster, "logs", "runs/plain", cwd=tmp_path).stdout
+    assert "step 6/6" in log
+    assert "validation after step 6/6  loss" in log
+
+
+def test_a_chain_goes_on_where_a_job_was_ended_and_an_array_trains_each_seed(cluster, recipe, tmp_path):
+    chain = recipe("name=chain", "launcher.submit=sbatch", "launcher.chain=3", "launcher.requeues=0")
+    array = recipe("name=array", "launcher.submit=nemo_run", "launcher.array=1-2", "trainer.max_steps=2")
+    wait_for(tmp_path / "runs/chain/checkpoints/last", chain)
+    ids = json.loads((tmp_path / "runs/chain/job.json").read_text())["ids"]
+    subprocess.run(["scancel", "--signal=TERM", ids[0]], env=cluster, check=True)
+    out, _ = chain.communicate(timeout=600)
+
+    assert chain.returncode == 0, out
+    saved = int(re.search(r"stopped by SIGTERM with (\d) steps saved", out)[1])
+    assert steps_of(tmp_path / "runs/chain") == [1, 2, 3, 4, 5, 6]
+    assert saved < 6
+    shown = verb(cluster, "status", "runs/chain", cwd=tmp_path).stdout
+    assert [state_of(identity, shown) for identity in ids[:2]] == ["FAILED", "COMPLETED"]
+    assert (
+        ids[2] not in subprocess.run(["squeue", "-h", "-o", "%A"], env=cluster, text=True, capture_output=True).stdout
+    )
+
+    out, _ = array.communicate(timeout=600)
+    assert array.returncode == 0, out
+    weights = [final_weights(tmp_path / f"runs/array/seed={seed}") for seed in (1, 2)]
+    assert weights[0] != weights[1]
+    assert verb(cluster, "status", "runs/array", cwd=tmp_path).stdout.count("COMPLETED") == 2
+
+
+def steps_of(output: Path) -> list[int]:
+    rows = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+    return [row["step"] for row in rows if "loss" in row]
+
+
+def state_of(identity: str, status: str) -> str:
+    return re.search(rf"job {identity}: (\w+)", status)[1]
 
 
 def restarts(env: dict[str, str], identity: str) -> int:
