@@ -24,9 +24,20 @@ MISTAKE = 2
 """launchers/node.py's exit code for what another attempt would not mend."""
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes text of several lines as it is."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def render(config: Config) -> str:
     """As ``kubectl apply -f -`` takes it."""
-    return yaml.safe_dump_all(manifests(config), sort_keys=False, width=120)
+    return yaml.dump_all(manifests(config), Dumper=_Dumper, sort_keys=False, width=120)
 
 
 def manifests(config: Config) -> list[Manifest]:

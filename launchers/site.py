@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import MarkedYAMLError, YAMLError
 
 from nemo_cdt.config import Config
 from nemo_cdt.launcher import Launcher, LauncherName, keys_of
@@ -58,6 +58,9 @@ def with_site(config: Config) -> Config:
 def _section(file: Path, name: LauncherName) -> dict[str, Any]:
     try:
         loaded = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise ValueError(f"{file}, line {line}: {error.problem or 'this is no YAML'}") from error
     except (OmegaConfBaseException, YAMLError, OSError) as error:
         raise ValueError(f"{file}: {str(error).splitlines()[0]}") from error
     section = (loaded or {}).get(name.value, {}) if isinstance(loaded, dict) else None

@@ -137,6 +137,7 @@ PATTERNS = {
     "service_account": K8S_NAME,
     "shared_memory": r"\d+([KMGT]i?)?",
 }
+EXAMPLES = {"time": "4:00:00, or 1-12:00:00 with days", "array": "1-4, or 1,3,5%2", "mem": "200G"}
 FREE = {"site", "identity", "setup", "env", "tolerations", "node_selector", "context"}
 """Values that are quoted, or are shell by intent; what they may not hold is a line break."""
 REQUIRED = {SLURM: ("account", "partition"), KUBERNETES: ("namespace", "image", "workdir", "volumes")}
@@ -200,6 +201,8 @@ def _check_values(launcher: Launcher) -> None:
 
 
 def _expected(key: str) -> str:
+    if key in EXAMPLES:
+        return f"set it to something like {EXAMPLES[key]}"
     return (
         f"it must match {PATTERNS[key]}" if key in PATTERNS else "leave out spaces, quotes and the shell's characters"
     )

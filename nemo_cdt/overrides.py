@@ -29,6 +29,8 @@ def explain(error: HydraException | OmegaConfBaseException, schema: Any = None) 
 
 def _unknown(key: str, schema: Any) -> str:
     parent, _, name = key.rpartition(".")
+    if isinstance(dict(walk(schema)).get(parent), dict):
+        return f"unknown key {key}: the keys of {parent} are yours, add one as +{key}=VALUE"
     groups = GROUPS_WITHOUT_KEYS if isinstance(schema, Config) else []
     known = [*groups, *(known_key for known_key, _ in walk(schema))]
     siblings = {sibling.rpartition(".")[2]: sibling for sibling in known if sibling.rpartition(".")[0] == parent}

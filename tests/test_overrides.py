@@ -64,17 +64,17 @@ def test_without_arguments_the_run_is_the_demo():
 
 
 def test_a_group_on_the_command_line_wins_over_the_experiment_and_a_key_over_both():
-    config = composed("experiment=sft", "model=tiny", "trainer.max_steps=7", "name=mine")
+    config = composed("experiment=rows_llama31_8b_32k", "model=tiny", "trainer.max_steps=7", "name=mine")
 
     assert (config.model.name, config.trainer.max_steps, config.output) == ("tiny", 7, "runs/mine")
 
 
 def test_lora_is_an_option_of_any_run():
-    config = composed("experiment=sft", "lora=default", "data.path=rows.jsonl", "init.hf=llama")
+    config = composed("experiment=rows_llama31_8b_32k", "lora=default", "data.path=rows.jsonl", "init.hf=llama")
     validate(config)
 
     assert (config.model.name, config.lora) == ("llama31_8b", Lora(rank=32, alpha=32, targets=list(LoraTarget)))
-    assert composed("experiment=sft").lora == composed("lora.rank=0").lora == Lora()
+    assert composed("experiment=rows_llama31_8b_32k").lora == composed("lora.rank=0").lora == Lora()
     # 4096 + 6144, 4096 + 4096, 4096 + 28672, 14336 + 4096 rows and columns in each of 32 layers
     expected = "rank 32, alpha 32 on linear_qkv, linear_proj, linear_fc1, linear_fc2: 71,303,168 trainable parameters"
     assert describe(config)["LoRA"] == expected
@@ -95,6 +95,10 @@ def test_llama31_8b_is_what_its_name_says():
         ("trainer.max_step=5", "unknown key trainer.max_step: did you mean trainer.max_steps?"),
         ("traner.max_steps=5", "unknown key traner: did you mean trainer?"),
         ("beta=5", "unknown key beta: did you mean objective.beta or longppl.beta?"),
+        (
+            "launcher.env={A:b}",
+            "unknown key launcher.env.A: the keys of launcher.env are yours, add one as +launcher.env.A=VALUE",
+        ),
         ("modle=tiny", "unknown key modle: did you mean model?"),
         (
             "+parallel.zzz=1",

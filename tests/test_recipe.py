@@ -58,7 +58,7 @@ def test_help_shows_the_groups_and_every_key():
     done = recipe("--help")
 
     assert done.returncode == 0
-    assert "demo, effect, language_modeling_llama31_8b_64k, sft" in done.stdout
+    assert "demo, effect, language_modeling_llama31_8b_64k, rows_llama31_8b_32k" in done.stdout
     assert "model: llama31_70b, llama31_8b, llama32_1b, llama3_8b, mistral_7b, qwen25_7b, qwen3_8b, tiny" in done.stdout
     for key in ("threshold_scope: document", "virtual_pipeline: null", "checkpoint_interval:", "resume: false"):
         assert key in done.stdout

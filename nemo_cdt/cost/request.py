@@ -17,7 +17,7 @@ from nemo_cdt.overrides import explain
 from nemo_cdt.validation import validate_values
 
 CONF = Path(__file__).parents[2] / "conf"
-EXPERIMENT, GPU = "experiment=sft", "h100"
+EXPERIMENT, GPU = "experiment=rows_llama31_8b_32k", "h100"
 """Where none is named."""
 
 

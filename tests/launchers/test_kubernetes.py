@@ -33,7 +33,7 @@ CONDITIONS = {"job": "Complete", "pytorchjob": "Succeeded", "trainjob": "Complet
 
 
 def four_nodes(kind: str, *overrides: str) -> Config:
-    experiment = ("experiment=sft", "trainer.num_nodes=4", "parallel.context=4")
+    experiment = ("experiment=rows_llama31_8b_32k", "trainer.num_nodes=4", "parallel.context=4")
     return run("launcher=kubernetes", *experiment, *MODEL, *KINDS[kind], *overrides)
 
 
@@ -43,6 +43,10 @@ def test_the_manifests_of_four_nodes_are_the_golden_ones(kind, is_golden):
     config_map["data"]["config.yaml"] = "the run"  # which other tests compare
 
     is_golden(f"{kind}.yaml", yaml.safe_dump_all([config_map, *others], sort_keys=False))
+
+
+def test_a_reader_of_the_manifests_sees_the_configuration_line_by_line():
+    assert "  config.yaml: |\n    name: rows_llama31_8b_32k\n" in render(four_nodes("job"))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

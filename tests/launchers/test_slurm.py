@@ -47,7 +47,7 @@ def no_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_scripts_of_four_nodes_are_the_golden_ones(case, is_golden):
-    nodes = ("experiment=sft", "trainer.num_nodes=4", "parallel.context=4")
+    nodes = ("experiment=rows_llama31_8b_32k", "trainer.num_nodes=4", "parallel.context=4")
     is_golden(f"{case}.sh", render(run(*AWAY, *nodes, *MODEL, "launcher.dryrun=true", *CASES[case])))
 
 

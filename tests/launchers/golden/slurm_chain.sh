@@ -1,11 +1,11 @@
 #!/bin/bash
 #SBATCH --account=science
 #SBATCH --gpus-per-node=8
-#SBATCH --job-name=sft-9beea1b0
+#SBATCH --job-name=rows-llama31-8b-32k-ef61377c
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
-#SBATCH --output=/lustre/me/runs/sft/slurm/%j.out
+#SBATCH --output=/lustre/me/runs/rows_llama31_8b_32k/slurm/%j.out
 #SBATCH --partition=gpu
 #SBATCH --qos=long
 #SBATCH --requeue
@@ -21,7 +21,7 @@ export DATA='a b; $HOME'
 cd /lustre/me || exit 1
 
 srun --kill-on-bad-exit=0 --wait=120 \
-  /opt/venv/bin/python -m launchers.node /lustre/me/runs/sft/config.yaml
+  /opt/venv/bin/python -m launchers.node /lustre/me/runs/rows_llama31_8b_32k/config.yaml
 code=$?
 
 # 143: SIGTERM asked for the end, and the run has saved
@@ -30,6 +30,6 @@ if [ "$code" -eq 143 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 3 ]; then
 fi
 exit "$code"
 
-# job1=$(sbatch --parsable /lustre/me/runs/sft/slurm/job.sh)
-# job2=$(sbatch --parsable --dependency=afternotok:$job1 --kill-on-invalid-dep=yes /lustre/me/runs/sft/slurm/job.sh)
-# job3=$(sbatch --parsable --dependency=afternotok:$job2 --kill-on-invalid-dep=yes /lustre/me/runs/sft/slurm/job.sh)
+# job1=$(sbatch --parsable /lustre/me/runs/rows_llama31_8b_32k/slurm/job.sh)
+# job2=$(sbatch --parsable --dependency=afternotok:$job1 --kill-on-invalid-dep=yes /lustre/me/runs/rows_llama31_8b_32k/slurm/job.sh)
+# job3=$(sbatch --parsable --dependency=afternotok:$job2 --kill-on-invalid-dep=yes /lustre/me/runs/rows_llama31_8b_32k/slurm/job.sh)

@@ -7,12 +7,12 @@
 # Parameters
 #SBATCH --account=science
 #SBATCH --gpus-per-node=8
-#SBATCH --job-name=sft-9beea1b0.train-1
+#SBATCH --job-name=rows-llama31-8b-32k-ef61377c.train-1
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
-#SBATCH --output=/lustre/me/runs/sft/slurm/sft-9beea1b0/train-1/sbatch_sft-9beea1b0.train-1_%j.out
+#SBATCH --output=/lustre/me/runs/rows_llama31_8b_32k/slurm/rows-llama31-8b-32k-ef61377c/train-1/sbatch_rows-llama31-8b-32k-ef61377c.train-1_%j.out
 #SBATCH --partition=gpu
 #SBATCH --signal=TERM@120
 
@@ -42,7 +42,7 @@ cd /lustre/me || exit 1
 
 # Command 1
 
-srun --output /lustre/me/runs/sft/slurm/sft-9beea1b0/train-1/log-sft-9beea1b0.train-1_%j_${SLURM_RESTART_COUNT:-0}.out --container-image nvcr.io/nvidia/nemo:25.11 --container-mounts /lustre/data:/data,/lustre/me:/lustre/me,/lustre/me/runs/sft/slurm/sft-9beea1b0/train-1:/nemo_run --container-workdir /nemo_run/code --wait=60 --kill-on-bad-exit=1 --kill-on-bad-exit=0 --wait=120 /opt/venv/bin/python -m launchers.node /lustre/me/runs/sft/config.yaml
+srun --output /lustre/me/runs/rows_llama31_8b_32k/slurm/rows-llama31-8b-32k-ef61377c/train-1/log-rows-llama31-8b-32k-ef61377c.train-1_%j_${SLURM_RESTART_COUNT:-0}.out --container-image nvcr.io/nvidia/nemo:25.11 --container-mounts /lustre/data:/data,/lustre/me:/lustre/me,/lustre/me/runs/rows_llama31_8b_32k/slurm/rows-llama31-8b-32k-ef61377c/train-1:/nemo_run --container-workdir /nemo_run/code --wait=60 --kill-on-bad-exit=1 --kill-on-bad-exit=0 --wait=120 /opt/venv/bin/python -m launchers.node /lustre/me/runs/rows_llama31_8b_32k/config.yaml
 
 exitcode=$?
 
@@ -64,12 +64,12 @@ fi
 # Parameters
 #SBATCH --account=science
 #SBATCH --gpus-per-node=8
-#SBATCH --job-name=sft-9beea1b0.train-2
+#SBATCH --job-name=rows-llama31-8b-32k-ef61377c.train-2
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
-#SBATCH --output=/lustre/me/runs/sft/slurm/sft-9beea1b0/train-2/sbatch_sft-9beea1b0.train-2_%j.out
+#SBATCH --output=/lustre/me/runs/rows_llama31_8b_32k/slurm/rows-llama31-8b-32k-ef61377c/train-2/sbatch_rows-llama31-8b-32k-ef61377c.train-2_%j.out
 #SBATCH --partition=gpu
 #SBATCH --signal=TERM@120
 
@@ -99,7 +99,7 @@ cd /lustre/me || exit 1
 
 # Command 1
 
-srun --output /lustre/me/runs/sft/slurm/sft-9beea1b0/train-2/log-sft-9beea1b0.train-2_%j_${SLURM_RESTART_COUNT:-0}.out --container-image nvcr.io/nvidia/nemo:25.11 --container-mounts /lustre/data:/data,/lustre/me:/lustre/me,/lustre/me/runs/sft/slurm/sft-9beea1b0/train-2:/nemo_run --container-workdir /nemo_run/code --wait=60 --kill-on-bad-exit=1 --kill-on-bad-exit=0 --wait=120 /opt/venv/bin/python -m launchers.node /lustre/me/runs/sft/config.yaml
+srun --output /lustre/me/runs/rows_llama31_8b_32k/slurm/rows-llama31-8b-32k-ef61377c/train-2/log-rows-llama31-8b-32k-ef61377c.train-2_%j_${SLURM_RESTART_COUNT:-0}.out --container-image nvcr.io/nvidia/nemo:25.11 --container-mounts /lustre/data:/data,/lustre/me:/lustre/me,/lustre/me/runs/rows_llama31_8b_32k/slurm/rows-llama31-8b-32k-ef61377c/train-2:/nemo_run --container-workdir /nemo_run/code --wait=60 --kill-on-bad-exit=1 --kill-on-bad-exit=0 --wait=120 /opt/venv/bin/python -m launchers.node /lustre/me/runs/rows_llama31_8b_32k/config.yaml
 
 exitcode=$?
 

@@ -3,11 +3,11 @@
 #SBATCH --array=1-4%2
 #SBATCH --exclusive
 #SBATCH --gpus-per-node=8
-#SBATCH --job-name=sft-9beea1b0
+#SBATCH --job-name=rows-llama31-8b-32k-ef61377c
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
-#SBATCH --output=/lustre/me/runs/sft/slurm/%A_%a.out
+#SBATCH --output=/lustre/me/runs/rows_llama31_8b_32k/slurm/%A_%a.out
 #SBATCH --partition=gpu
 #SBATCH --requeue
 #SBATCH --signal=TERM@120
@@ -24,7 +24,7 @@ export DATA='a b; $HOME'
 cd /lustre/me || exit 1
 
 srun --kill-on-bad-exit=0 --wait=120 --container-image=nvcr.io/nvidia/nemo:25.11 --container-mounts=/lustre/data:/data,/lustre/me:/lustre/me --container-workdir=/lustre/me \
-  /opt/venv/bin/python -m launchers.node /lustre/me/runs/sft/config.yaml
+  /opt/venv/bin/python -m launchers.node /lustre/me/runs/rows_llama31_8b_32k/config.yaml
 code=$?
 
 # 143: SIGTERM asked for the end, and the run has saved
@@ -33,4 +33,4 @@ if [ "$code" -eq 143 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 3 ]; then
 fi
 exit "$code"
 
-# job1=$(sbatch --parsable /lustre/me/runs/sft/slurm/job.sh)
+# job1=$(sbatch --parsable /lustre/me/runs/rows_llama31_8b_32k/slurm/job.sh)
