@@ -100,8 +100,7 @@ def test_a_kernel_belongs_to_the_phase_in_which_it_was_launched():
     assert found["top"][0] == {"name": "gemm", "s": pytest.approx(0.4), "calls": 3}
 
 
-def test_an_attempt_that_is_too_short_says_so(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(profile.logger, "propagate", True)
+def test_an_attempt_that_is_too_short_says_so(tmp_path, caplog):
     callback = profile.Profile(tmp_path)
 
     with caplog.at_level("WARNING"):
