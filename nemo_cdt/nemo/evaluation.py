@@ -67,8 +67,10 @@ class Evaluation(L.Callback):
         self._add("critical", torch.bincount(types_SB[critical_SB], minlength=len(TokenType)))
 
     def on_megatron_microbatch_end(self, step: MegatronStep, batch: MicroBatch, output: Tensor, **_: Any) -> None:
-        """Sums what the last pipeline stage's forward found; that of detection, with gradients, is no validation."""
-        if not step.forward_only or torch.is_grad_enabled() or not parallel_state.is_pipeline_last_stage():
+        """Sums what the model's last chunk found; its forward in detection, with gradients, is no validation."""
+        last_stage = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
+        losses = last_stage and output.dim() == 2  # [b, s]; of another chunk of an interleaved stage it is hidden states
+        if not step.forward_only or torch.is_grad_enabled() or not losses:
             return
         if parallel_state.get_tensor_model_parallel_rank() == 0:
             self._add("loss", torch.stack([(output * batch["loss_mask"]).sum(), batch["loss_mask"].sum()]))

@@ -18,7 +18,7 @@ from tests.ranks import on_ranks
 from tests.runs import TINY, small_run
 
 VOCABULARY = 512
-MODEL = replace(TINY, vocab_size=VOCABULARY)
+MODEL = replace(TINY, vocab_size=VOCABULARY, num_layers=4)
 LONGPPL = {"context": 256, "window": 64, "alpha": 0.01, "beta": -20.0}  # of random weights: some token is key
 DATA = c.Data(name=c.DataName.multihop, seq_length=640, validation_samples=4)
 LOSS = 1e-5  # fp32, relative, of a perplexity
@@ -106,6 +106,7 @@ LAYOUTS = {
     "TP2": (2, c.Parallel(tensor=2)),
     "TP2+SP CP2": (4, c.Parallel(tensor=2, sequence=True, context=2)),
     "PP2 DP2": (4, c.Parallel(pipeline=2)),
+    "PP2 interleaved": (2, c.Parallel(pipeline=2, virtual_pipeline=2)),
 }
 
 
