@@ -2,6 +2,7 @@
 
 from dataclasses import is_dataclass
 from pathlib import Path
+from typing import Any
 
 from nemo_cdt.config import Config, load, walk
 
@@ -41,7 +42,13 @@ def require_same_run(config: Config, earlier: Config) -> None:
     for name, value in walk(config):
         free = name in MAY_CHANGE or name.startswith(("parallel.", "launcher.", "export."))
         if not (free or is_dataclass(value) or value == before.get(name)):
+            here, there = _typed(value), _typed(before.get(name))
             raise ValueError(
-                f"{name}={value}, but the run in output={config.output} has {before.get(name)}: "
-                f"set {name}={before.get(name)} to resume it, or another output"
+                f"{name}={here}, but the run in output={config.output} has {there}: "
+                f"set {name}={there} to resume it, or another output"
             )
+
+
+def _typed(value: Any) -> str:
+    """As it is typed on a command line."""
+    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)

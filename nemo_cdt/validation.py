@@ -224,7 +224,8 @@ def _check_tensor(model: Model, parallel: Parallel) -> None:
     if model.vocab_size is not None:
         split["vocab_size"] = model.vocab_size
     largest = math.gcd(*split.values())
-    sizes = ", ".join(f"model.{key}={size}" for key, size in split.items())
+    undivided = {key: size for key, size in split.items() if size % parallel.tensor}
+    sizes = ", ".join(f"model.{key}={size}" for key, size in undivided.items())
     _require(
         largest % parallel.tensor == 0,
         f"parallel.tensor={parallel.tensor} must divide {sizes}: set parallel.tensor to {_divisors(largest)}",
@@ -242,11 +243,12 @@ def _check_pipeline(model: Model, parallel: Parallel) -> None:
         f"parallel.virtual_pipeline={virtual} with parallel.pipeline={pipeline}: both must be above 1, "
         "or set parallel.virtual_pipeline=null",
     )
-    stages = pipeline * (virtual or 1)
+    name, product = ("parallel.pipeline", pipeline) if virtual is None else ("their product", pipeline * virtual)
     _require(
-        model.num_layers % stages == 0,
-        f"model.num_layers={model.num_layers} must be a multiple of parallel.pipeline={pipeline} * "
-        f"parallel.virtual_pipeline={virtual or 1}: set model.num_layers={_nearest(model.num_layers, stages)}",
+        model.num_layers % product == 0,
+        f"model.num_layers={model.num_layers} must be a multiple of parallel.pipeline={pipeline}"
+        + (f" * parallel.virtual_pipeline={virtual}" if virtual else "")
+        + f": set {name} to {_divisors(model.num_layers)}",
     )
 
 

@@ -89,8 +89,10 @@ REFUSED = {
     "parallel.sequence=true": "set parallel.sequence=false",
     "parallel.virtual_pipeline=2": "set parallel.virtual_pipeline=null",
     "parallel.pipeline=2 trainer.devices=2 parallel.virtual_pipeline=1": "set parallel.virtual_pipeline=null",
-    "parallel.pipeline=3 trainer.devices=3": "set model.num_layers=3",
-    "parallel.pipeline=2 trainer.devices=2 parallel.virtual_pipeline=2 model.num_layers=6": "set model.num_layers=8",
+    "parallel.pipeline=3 trainer.devices=3": "set parallel.pipeline to 1, 2, 4",
+    "parallel.pipeline=2 trainer.devices=2 parallel.virtual_pipeline=2 model.num_layers=6": (
+        "set their product to 1, 2, 3, 6"
+    ),
     "trainer.num_nodes=2": "set trainer.num_nodes=1",
     "trainer.devices=3 parallel.tensor=2": "set trainer.devices=4",
     "parallel.context=2": "set trainer.devices=2",

@@ -22,6 +22,8 @@ def convert(source: Path, destination: Path) -> None:
             ``destination`` is not empty.
     """
     from_hf = (source / "config.json").is_file()
+    if (source / "checkpoints/last").exists():
+        raise ValueError(f"{source} is a run: convert {source / 'checkpoints/last'}")
     if not (from_hf or (source / "weights").is_dir()):
         raise ValueError(
             f"{source} has no config.json, as a Hugging Face model has, and no weights folder, as a NeMo checkpoint"

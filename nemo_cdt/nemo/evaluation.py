@@ -69,7 +69,9 @@ class Evaluation(L.Callback):
     def on_megatron_microbatch_end(self, step: MegatronStep, batch: MicroBatch, output: Tensor, **_: Any) -> None:
         """Sums what the model's last chunk found; its forward in detection, with gradients, is no validation."""
         last_stage = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
-        losses = last_stage and output.dim() == 2  # [b, s]; of another chunk of an interleaved stage it is hidden states
+        losses = (
+            last_stage and output.dim() == 2
+        )  # [b, s]; of another chunk of an interleaved stage it is hidden states
         if not step.forward_only or torch.is_grad_enabled() or not losses:
             return
         if parallel_state.get_tensor_model_parallel_rank() == 0:

@@ -1,6 +1,7 @@
 """NeMo's strategy and precision, made safe to start (see the race in design.md section 4) and to resume."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +38,19 @@ class SynchronizedStrategy(nl.MegatronStrategy):
     def init_model_parallel(self) -> None:
         super().init_model_parallel()
         torch.cuda.synchronize()
+
+    def load_checkpoint(self, checkpoint_path: str | Path, selective_restore: bool = False) -> dict[str, Any]:
+        """Raises ValueError for one that is damaged, whatever Megatron dies of."""
+        try:
+            return super().load_checkpoint(checkpoint_path, selective_restore)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            said = (str(error).strip().splitlines() or ["no reason given"])[0]
+            raise ValueError(
+                f"{checkpoint_path} cannot be read ({type(error).__name__}: {said}): if it is damaged, delete the "
+                "folder, and resume=true goes on from the checkpoint before it"
+            ) from error
 
     def teardown(self) -> None:
         """Lets the run's weights and optimizer go, for a run after this one in the same process.

@@ -102,6 +102,22 @@ def train_without_optimizer_state(config: Config) -> None:
     jobs.train(config)
 
 
+@pytest.mark.parametrize("damaged", ["common.pt", "metadata.json", "*.distcp"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(
+    begun: Path, one_process: Path, documents: Path, damaged: str
+) -> None:
+    for file in (begun / "checkpoints/step=3/weights").glob(damaged):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+    with pytest.raises(RuntimeError, match=r"ValueError: .*step=3.* cannot be read \(.*\): if it is damaged, delete"):
+        train(constant(begun, documents, resume=True))
+
+    if damaged == "*.distcp":
+        shutil.rmtree(begun / "checkpoints/step=3")
+        train(constant(begun, documents, resume=True))
+        assert_same(begun, one_process)
+
+
 def test_an_optimizer_that_forgets_is_noticed(begun: Path, one_process: Path, documents: Path) -> None:
     on_ranks(train_without_optimizer_state, 1, constant(begun, documents, resume=True))
     with pytest.raises(AssertionError, match="not equal"):
