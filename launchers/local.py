@@ -80,6 +80,8 @@ def _train_in_processes(file: Path, devices: int, max_restarts: int) -> None:
     if not succeeded and (mistake := _mistake(records)):
         fail(mistake)
     if received:
+        name = signal.Signals(received[0]).name
+        print(f"ended by {name}, as asked: what torchrun calls a failure above is that end", file=sys.stderr)
         raise SystemExit(128 + received[0])
     if not succeeded:
         print(f"error: training in {devices} processes failed, for the reason above", file=sys.stderr)

@@ -100,7 +100,7 @@ def alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-def test_ctrl_c_ends_every_rank(launch, tmp_path):
+def test_ctrl_c_ends_every_rank(launch, tmp_path, capfd):
     process = launch("endless")
     ranks = ranks_of(process, tmp_path / "run")
 
@@ -108,6 +108,7 @@ def test_ctrl_c_ends_every_rank(launch, tmp_path):
 
     assert ended(process) == 128 + signal.SIGINT
     assert not any(map(alive, ranks))
+    assert "ended by SIGINT, as asked" in capfd.readouterr().err
 
 
 def test_a_killed_launcher_leaves_no_rank_behind(launch, tmp_path):
