@@ -167,7 +167,7 @@ def test_a_second_job_of_a_run_is_refused(cluster):
     config = four_nodes("job", "launcher.follow=false")
     launch_job(config)
 
-    with pytest.raises(ValueError, match="output=runs/sft already has a job: nemo-cdt cancel it"):
+    with pytest.raises(ValueError, match="output=runs/rows_llama31_8b_32k already has a job: nemo-cdt cancel it"):
         launch_job(config)
 
 
@@ -185,7 +185,7 @@ def test_a_cluster_that_does_not_answer_is_one_line(cluster):
     cluster.shutdown()
     cluster.server_close()
 
-    with pytest.raises(ValueError, match=r"output=runs/sft: .* does not answer"):
+    with pytest.raises(ValueError, match=r"output=runs/rows_llama31_8b_32k: .* does not answer"):
         launch_job(four_nodes("job"))
 
 
