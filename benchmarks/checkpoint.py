@@ -6,7 +6,6 @@ python benchmarks/checkpoint.py llama31_8b DIR [--layers N]
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -14,8 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.measured import on_gpu
-from benchmarks.runs import composed
+from benchmarks.measured import ROOT, named, on_gpu
 from nemo_cdt.data.tokenizer import load_tokenizer
 from nemo_cdt.folders import new_folder
 from nemo_cdt.mistakes import reported
@@ -24,7 +22,8 @@ from nemo_cdt.nemo.huggingface import config_of
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a file of conf/model")
+    names = sorted(file.stem for file in (ROOT / "conf/model").glob("*.yaml"))
+    parser.add_argument("model", choices=names, metavar="MODEL", help=", ".join(names))
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--layers", type=int, help="of the model, whose widths stay")
     arguments = parser.parse_args(words)
@@ -33,8 +32,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def write(name: str, folder: Path, layers: int | None) -> None:
-    model = composed([f"model={name}"]).model
-    model = replace(model, num_layers=layers or model.num_layers, vocab_size=model.vocab_size or 384)
+    model = named(name, layers)
     torch.manual_seed(0)
     with new_folder(folder) as made, torch.device("cuda" if on_gpu() else "cpu"):
         load_tokenizer("byte").save_pretrained(made)

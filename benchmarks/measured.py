@@ -32,9 +32,13 @@ def on_gpu() -> bool:
 
 def shape(num_layers: int | None) -> Model:
     """The model that is measured: Llama-3.1-8B, without a GPU the tiny one."""
-    name, defaults = ("llama31_8b", Model()) if on_gpu() else ("tiny", Model(vocab_size=384))
+    return named("llama31_8b" if on_gpu() else "tiny", num_layers)
+
+
+def named(name: str, num_layers: int | None) -> Model:
+    """A file of conf/model, with other layers than its own where they are given; tiny's vocabulary is of 384."""
     values = OmegaConf.load(ROOT / f"conf/model/{name}.yaml")
-    model = cast(Model, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(defaults), values)))
+    model = cast(Model, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Model(vocab_size=384)), values)))
     return replace(model, num_layers=num_layers or model.num_layers)
 
 
