@@ -249,6 +249,17 @@ def benchmark(name: str, arguments: Any) -> list[dict[str, Any]]:
     return list(importlib.import_module(f"benchmarks.{name}").rows(arguments))
 
 
+def fit(*configs: Config) -> None:
+    """What a start of the recipe does with each: trains, saves and exports, one after another in this process."""
+    with cuda_on_cpu():
+        from nemo_cdt.nemo import assemble
+
+        for config in configs:
+            Path(config.output).mkdir(parents=True, exist_ok=True)
+            assemble.fit(config, on_gpu=False)
+            os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
+
+
 def bytes_left(overrides: list[str]) -> tuple[int, int]:
     """Of all tensors of a run at its end, and when it has ended."""
     from benchmarks import runs

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
+from benchmarks.runs import composed
 from nemo_cdt.config import Config, Data, DataName, Parallel, Schedule
 from nemo_cdt.megatron.indexed import IndexedDocuments
 from nemo_cdt.prepare.request import read
@@ -15,7 +17,7 @@ from nemo_cdt.prepare.write import prepare
 from nemo_cdt.validation import validate
 from tests import jobs, resuming
 from tests.data.conftest import bpe_folder  # noqa: F401
-from tests.llama import random_hugging_face
+from tests.llama import loaded, random_hugging_face
 from tests.prepare.conftest import write_books, write_longalpaca, write_longmit
 from tests.ranks import on_ranks
 from tests.runs import TINY, small_run
@@ -195,3 +197,42 @@ def test_a_sample_is_a_whole_book_in_every_epoch(prepared, bpe_folder):  # noqa:
 def test_documents_of_another_length_are_refused_by_the_data_set(prepared, bpe_folder):  # noqa: F811
     with pytest.raises(RuntimeError, match="train: not every document has 60 tokens"):
         on_ranks(jobs.book_samples, 1, str(prepared["pg19"] / "train"), 60, 5, str(bpe_folder))
+
+
+# The paper's three settings: from the published formats to a Hugging Face checkpoint
+
+SETTINGS = {
+    "context_extension_llama3_8b_64k": ("pg19", f"data.seq_length={SEQ_LENGTH} model.rotary_base=2e7"),
+    "language_modeling_llama31_8b_64k": ("pg19", f"data.seq_length={SEQ_LENGTH}"),
+    "alignment_llama31_8b_128k": ("alignment", "data.seq_length=1024 data.document_length=1024"),
+}
+SMALL = """
+    model=tiny model.num_layers=2 model.hidden_size=64 model.ffn_hidden_size=128 model.init_std=0.1
+    parallel.tensor=1 parallel.sequence=false parallel.context=1 trainer.devices=1 trainer.accelerator=cpu
+    trainer.precision=fp32 trainer.recompute=none trainer.max_steps=2 trainer.global_batch_size=2 trainer.val_interval=2
+    trainer.checkpoint_interval=0 data.validation_samples=4 optim.lr=1e-3
+"""
+
+
+@pytest.fixture(scope="module")
+def settings(prepared, weights, tmp_path_factory) -> dict[str, Path]:
+    """Each run's output."""
+    folder, configs = tmp_path_factory.mktemp("settings"), {}
+    for name, (data, own) in SETTINGS.items():
+        where = f"init.hf={weights} data.path={prepared[data]} output={folder / name}"
+        overrides = [f"experiment={name}", *SMALL.split(), f"model.vocab_size={VOCABULARY}", *own.split()]
+        configs[name] = composed([*overrides, *where.split()])
+    on_ranks(jobs.fit, 1, *configs.values())
+    return {name: Path(config.output) for name, config in configs.items()}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_of_the_paper_goes_from_raw_files_to_a_hugging_face_model(settings, weights, name):
+    before, after = (loaded(folder) for folder in (weights, settings[name] / "hf"))
+
+    assert all((a != b).any() for a, b in zip(before.parameters(), after.parameters(), strict=True))
+    assert after.config.rope_theta == (2e7 if name.startswith("context_extension") else 5e5)
+    assert AutoTokenizer.from_pretrained(settings[name] / "hf").vocab_size > 1000
+    rows = resuming.metrics(settings[name])
+    assert [row["step"] for row in rows if "noise_fraction" in row] == [1, 2]
+    assert any("val_perplexity" in row for row in rows)
