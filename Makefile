@@ -7,7 +7,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# pip's warnings are about this machine's own settings, not about us
+# pip's warnings are about this machine's own settings, not about us. --no-compile below: of what is installed little is
+# ever imported, and Python compiles that as it does
 PIP := python -m pip --quiet --disable-pip-version-check --no-input
 .PHONY: demo test lint setup container lock
 
@@ -29,7 +30,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 10) <= sys.version_info < (3, 13) else "error: Python 3.10 to 3.12 is needed, $(PYTHON) is " + sys.version.split()[0] + "; set PYTHON=python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing requirements.lock into $(VENV): a few minutes, once"
-	@$(BIN)/$(PIP) install -r requirements.lock 2> $(VENV)/pip.log || { cat $(VENV)/pip.log; exit 1; }
+	@$(BIN)/$(PIP) install --no-compile -r requirements.lock 2> $(VENV)/pip.log || { cat $(VENV)/pip.log; exit 1; }
 	@$(BIN)/$(PIP) install --no-deps --editable . 2> $(VENV)/pip.log || { cat $(VENV)/pip.log; exit 1; }
 	@touch $@
 

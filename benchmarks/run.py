@@ -48,7 +48,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--starts", type=int, default=20, help="starts: how many")
     add("--steps", type=int, default=1, help="starts, alignment: of each")
     add("--racy", action="store_true", help="starts: with NeMo's race")
-    add("--only", help="layouts, alignment: one of them")
+    add("--only", help="layouts, alignment, speed: one of them, as full,none")
     add("--longest", action="store_true", help="peer: search for the longest sequence instead")
     add("--no-optimizer", action="store_true", help="peer: passes only, where Adam's state does not fit")
     add("--set", nargs="*", default=[], help="speed, longest, alignment: overrides of the recipe, as optim.offload=0.8")

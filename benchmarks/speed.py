@@ -24,9 +24,18 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     ceiling = peak()
     yield {"ceiling_tflops": ceiling}
     for length in arguments.lengths or LENGTHS:
-        for training, detection in RECOMPUTE:
+        for training, detection in _asked(arguments.only):
             row = {"seq_length": length, "recompute": training, "detection_recompute": detection}
             yield row | attempted(compared, row, arguments, ceiling)
+
+
+def _asked(only: str | None) -> list[tuple[str, str]]:
+    if only is None:
+        return RECOMPUTE
+    training, _, detection = only.partition(",")
+    if (training, detection) not in RECOMPUTE:
+        raise ValueError(f"--only {only}: speed has {' '.join(map(','.join, RECOMPUTE))}")
+    return [(training, detection)]
 
 
 def compared(row: Row, arguments: argparse.Namespace, ceiling: float) -> Row:

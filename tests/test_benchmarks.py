@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from benchmarks import callbacks, checkpoint, layouts, measured, peer_hf, resume, run, runs
+from benchmarks import callbacks, checkpoint, layouts, measured, peer_hf, resume, run, runs, speed
 from tests import jobs
 from tests.ranks import on_ranks
 from tests.reference import ReferenceCDT
@@ -150,7 +150,7 @@ def test_the_hosts_waits_are_counted_by_line(monkeypatch):
 
 
 def test_speed_compares_repetitions_of_both_kinds_of_step():
-    ceiling, *found = rows("speed", "--lengths", "256", "--layers", "1")
+    ceiling, *found = rows("speed", "--lengths", "256", "--layers", "1", "--only", "full,none")
 
     assert ceiling["ceiling_tflops"] > 0
     for row in found:
@@ -158,11 +158,16 @@ def test_speed_compares_repetitions_of_both_kinds_of_step():
         assert row["ratio"] == row["cdt_s"]["median"] / row["plain_s"]["median"]
         assert row["over_floor"] == pytest.approx(row["ratio"] / row["floor"] - 1)
         assert 0 < row["delta_s"]["median"] < row["detection_s"]["median"] < row["cdt_s"]["median"]
-    assert {row["recompute"] for row in found} == {"none", "full"}
+    assert [(row["recompute"], row["detection_recompute"]) for row in found] == [("full", "none")]
+
+
+def test_a_recomputation_that_speed_has_not_is_one_line():
+    with pytest.raises(ValueError, match="--only full,half: speed has none,none full,full full,none"):
+        speed._asked("full,half")
 
 
 def test_speed_leaves_off_when_its_time_is_up():
-    given = arguments("--lengths", "256", "--layers", "1")
+    given = arguments("--lengths", "256", "--layers", "1", "--only", "none,none")
     given.deadline = 0.0
 
     *_, row = on_ranks(jobs.benchmark, 1, "speed", given)[0]
