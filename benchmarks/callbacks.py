@@ -57,6 +57,7 @@ class Alternating(ContextDenoising):
         objective: Objective,
         observer: Callable | None = None,
         recompute: Recompute | None = None,
+        fp8: bool = False,
         *,
         steps: int = 0,
         deadline: float = math.inf,
@@ -65,7 +66,7 @@ class Alternating(ContextDenoising):
 
         NeMo records the arguments of a callback's class and its base alike: hence the base's own, and defaults.
         """
-        super().__init__(objective, observer, recompute)
+        super().__init__(objective, observer, recompute, fp8)
         self.deadline = deadline
         self.kinds = ["cdt", "plain"] * (steps // 2)
         self.step = -1

@@ -6,8 +6,8 @@
 For each seed one plain run from random weights ends where it answers --target of its validation right. From those
 weights every arm trains on the same new data, for as many steps as `ce` (budget `steps`); where a step takes longer it
 is also judged after as many as fit into the time of `ce` (budget `time`): the same run, earlier. What is done in --out
-is not done again, so that several sessions can share the work; each writes the result of all that is there. Without
-a GPU it runs in miniature, to try it and not to report it.
+is not done again, so that several processes can share the work, a seed each; each writes the result of all that is
+there. Without a GPU it runs in miniature, to try it and not to report it.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,8 @@ NEW_DATA = 1_000_000
 QUESTIONS = 7
 """The seed of the questions that all are asked, of a split that nobody trains on."""
 WARM_UP = 2
+BATCH = 50
+"""Questions that are judged at a time."""
 LOGGED = ("loss", "noise_fraction", "delta_to_embedding", "changed_fraction", "step_time")
 
 
@@ -80,14 +82,21 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--seeds", type=numbers, default=[42, 43, 44, 45, 46], help="by commas")
-    add("--only", type=arms, default=list(ARMS), help=f"arms by commas, of {','.join(ARMS)}; ce is always one")
+    add(
+        "--only",
+        type=arms,
+        default=list(ARMS),
+        help=f"arms by commas, of {','.join(ARMS)}; ce is always one. first: no arm yet",
+    )
     add("--minutes", type=float, default=math.inf, help="no arm begins that would not end before")
     add("--lengths", type=numbers, default=[768, 1024, 2048] if on_gpu() else [1024], help="of the questions")
     add("--samples", type=int, default=100 if on_gpu() else 2, help="questions of each length and number of hops")
     add("--target", type=float, default=0.5, help="validation accuracy that ends the first phase")
     add("--first-steps", type=int, default=4000 if on_gpu() else 4, help="of the first phase at most")
     add("--first-lr", type=float, default=1e-3, help="its learning rate")
+    add("--first-batch", type=int, default=128 if on_gpu() else 2, help="its rows a step")
     add("--interval", type=int, default=200 if on_gpu() else 2, help="steps of it between validations")
+    add("--steps", type=int, default=300 if on_gpu() else 2, help="of each arm")
     add("--timed", type=int, default=20 if on_gpu() else 2, help="steps that are timed of each objective")
     add("--out", type=Path, default=ROOT / "runs/effect")
     add("--set", nargs="*", default=[], help="overrides of experiment=effect, as model.fp32_residual=true")
@@ -99,6 +108,8 @@ def numbers(text: str) -> list[int]:
 
 
 def arms(text: str) -> list[str]:
+    if text == FIRST:
+        return []
     asked = ["ce", *text.split(",")]
     if unknown := set(asked) - set(ARMS):
         raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: no arm; there are {', '.join(ARMS)}")
@@ -150,7 +161,7 @@ def report(arguments: argparse.Namespace) -> None:
 
 def settings(arguments: argparse.Namespace) -> Row:
     """What makes results comparable."""
-    names = ("lengths", "samples", "target", "first_steps", "first_lr", "interval", "set")
+    names = ("lengths", "samples", "target", "first_steps", "first_lr", "first_batch", "interval", "steps", "set")
     experiment = OmegaConf.to_container(OmegaConf.load(ROOT / "conf/experiment/effect.yaml"))
     return {name: getattr(arguments, name) for name in names} | {"gpu": on_gpu(), "experiment": experiment}
 
@@ -161,7 +172,8 @@ def is_done(folder: Path, arguments: argparse.Namespace) -> bool:
     if not file.exists():
         return False
     there = json.loads(file.read_text())["settings"]
-    differing = [key for key, value in settings(arguments).items() if there.get(key) != value]
+    of_arms = ("steps",) if folder.name == FIRST else ()
+    differing = [key for key, value in settings(arguments).items() if key not in of_arms and there.get(key) != value]
     if differing:
         fail(
             f"{file} was made with {differing[0]}={there.get(differing[0])}, "
@@ -178,13 +190,13 @@ def configured(arguments: argparse.Namespace, output: Path, *overrides: str) -> 
     return runs.composed([*words, *" ".join(overrides).split()])
 
 
-def trained(config: Config) -> Config:
+def trained(config: Config) -> Row:
     from nemo_cdt.nemo.train import train
 
     save(config, Path(config.output, "config.yaml"))
     train(config)
     gc.collect()
-    return config
+    return {}
 
 
 def first(seed: int, folder: Path, arguments: argparse.Namespace, deadline: float) -> Row | None:
@@ -204,7 +216,8 @@ def first(seed: int, folder: Path, arguments: argparse.Namespace, deadline: floa
             arguments,
             run,
             f"objective=ce trainer.seed={seed} trainer.max_steps={done + arguments.interval}",
-            f"optim.lr={arguments.first_lr} optim.warmup_steps={min(100, arguments.interval // 2)}",
+            f"trainer.global_batch_size={arguments.first_batch} optim.lr={arguments.first_lr}",
+            f"optim.warmup_steps={min(100, arguments.interval // 2)}",
             f"trainer.val_interval={arguments.interval} resume={str(done > 0).lower()} export.hf={run / 'hf'}",
         )
         if done == 0:
@@ -229,39 +242,35 @@ def attempts(arguments: argparse.Namespace) -> int:
 
 
 def arm(seed: int, name: str, folder: Path, arguments: argparse.Namespace) -> Row:
-    """Trains to the steps that fit into the time of ``ce``, is judged, and goes on to the steps of ``ce``."""
-    start = folder.parent / FIRST / "hf"
+    """Trains for the steps of ``ce``, and is judged after those that fit into its time, and at the end."""
+    start, run = folder.parent / FIRST / "hf", folder / "run"
     if not start.exists():
         fail(f"{start}, which the arms of seed {seed} start from, is not there: bring it along")
     shutil.rmtree(folder, ignore_errors=True)  # of an attempt that did not end
-    overrides = [ARMS[name], f"init.hf={start} trainer.seed={seed + NEW_DATA} export.hf={folder / 'run/hf'}"]
-    make = partial(configured, arguments, folder / "run", *overrides)
-    config = make()
-    steps, relative = config.trainer.max_steps, relative_time(config, arguments)
-    budgets: Row = {}
-    row = {"start": digest(start), "overrides": ARMS[name], "relative_time": relative, "budgets": budgets}
-    for budget, count in {"time": max(1, math.floor(steps / relative)), "steps": steps}.items():
-        if budget == "steps" and budgets["time"]["steps"] == steps:
-            budgets[budget] = budgets["time"]
-            continue
-        resumed = str(budget == "steps").lower()
-        found = attempted(judged, make(f"trainer.max_steps={count} resume={resumed}"), arguments)
-        if found.get("out_of_memory"):
-            fail(f"seed {seed}, {name}: {found['error']}; set trainer.micro_batch_size by --set")
-        budgets[budget] = {"steps": count} | found
-        if "error" in found:  # it diverged, and that is its result, here and later
-            budgets["steps"] = {"steps": steps} | found
-            row["error"] = found["error"]
-            break
-    tidy(folder / "run")
-    return row
+    new_data = f"init.hf={start} trainer.seed={seed + NEW_DATA} trainer.max_steps={arguments.steps}"
+    make = partial(configured, arguments, run, ARMS[name], new_data)
+    relative = relative_time(make(), arguments)
+    budgets = {"time": max(1, math.floor(arguments.steps / relative)), "steps": arguments.steps}
+    failed = attempted(trained, make(f"trainer.checkpoint_interval={budgets['time']} trainer.checkpoints_kept=0"))
+    if failed.get("out_of_memory"):
+        fail(f"seed {seed}, {name}: {failed['error']}; set trainer.micro_batch_size by --set")
+    judgements = {steps: judged(run, steps, arguments) or failed for steps in sorted(set(budgets.values()))}
+    tidy(run)
+    found = {budget: {"steps": steps} | judgements[steps] for budget, steps in budgets.items()}
+    return {"start": digest(start), "overrides": ARMS[name], "relative_time": relative, "budgets": found} | failed
 
 
-def judged(config: Config, arguments: argparse.Namespace) -> Row:
-    trained(config)
-    means = {name: statistics.fmean(logged(Path(config.output), name) or [math.nan]) for name in LOGGED}
-    cells = evaluated(Path(config.export.hf or ""), arguments)
-    return {"training": {name: value for name, value in means.items() if not math.isnan(value)}, "cells": cells}
+def judged(run: Path, steps: int, arguments: argparse.Namespace) -> Row | None:
+    """What ``run`` was like after ``steps``; None where it did not come so far."""
+    from nemo_cdt.nemo.convert import convert
+
+    checkpoint, exported = run / "checkpoints" / f"step={steps}", run / f"hf_{steps}"
+    if not checkpoint.exists():
+        return None
+    convert(checkpoint, exported)
+    means = {name: statistics.fmean(logged(run, name)[:steps] or [math.nan]) for name in LOGGED}
+    training = {name: value for name, value in means.items() if not math.isnan(value)}
+    return {"training": training, "cells": evaluated(exported, arguments)}
 
 
 def logged(run: Path, name: str) -> list[float]:
@@ -308,6 +317,7 @@ def _any(objective: str) -> str:
 
 def evaluated(exported: Path, arguments: argparse.Namespace) -> list[Row]:
     """A row for each length and number of hops: what :func:`asked` finds, over all of its questions."""
+    torch.set_float32_matmul_precision("high")  # TF32: a hundred thousand questions are asked
     config = read_config(exported)
     subject = load(exported, config, Precision.fp32, choose_device(Accelerator.auto))
     return [
@@ -332,18 +342,13 @@ def asked(subject: Subject, samples: Sequence[Sample]) -> Row:
     """
     right, losses = [], []
     every, critical = np.zeros(len(TokenType)), np.zeros(len(TokenType))
-    for sample in samples:
-        embedding_ND = subject.embed(sample.input_ids).requires_grad_(True)
-        rows_R, answer_R = (torch.as_tensor(values, device=subject.device) for values in (sample.rows, sample.answer))
-        logits_RV = subject.logits(embedding_ND, rows_R)
-        loss = torch.nn.functional.cross_entropy(logits_RV, answer_R)
-        loss.backward()
-        assert embedding_ND.grad is not None
-        score_N = scores(embedding_ND.grad).double().cpu().numpy()
-        every += np.bincount(sample.types, minlength=len(TokenType))
-        critical += np.bincount(sample.types[score_N >= score_N.mean()], minlength=len(TokenType))
-        right.append(bool((logits_RV.argmax(dim=-1) == answer_R).all()))
-        losses.append(loss.item())
+    for first in range(0, len(samples), BATCH):
+        batch = samples[first : first + BATCH]
+        for sample, (loss, is_right, score_N) in zip(batch, answered(subject, batch), strict=True):
+            every += np.bincount(sample.types, minlength=len(TokenType))
+            critical += np.bincount(sample.types[score_N >= score_N.mean()], minlength=len(TokenType))
+            right.append(is_right)
+            losses.append(loss)
     found: dict[str, Any] = {
         "questions": len(samples),
         "accuracy": float(np.mean(right)),
@@ -354,6 +359,24 @@ def asked(subject: Subject, samples: Sequence[Sample]) -> Row:
         found[f"base_{kind.name}"] = float(every[kind] / every.sum())
     # JSON has no NaN
     return {name: None if math.isnan(value) else value for name, value in found.items()}
+
+
+def answered(subject: Subject, samples: Sequence[Sample]) -> Iterator[tuple[float, bool, np.ndarray]]:
+    """Of each sample the loss of its answer, whether that is right, and its tokens' scores."""
+    ids = [torch.as_tensor(sample.input_ids) for sample in samples]
+    # On the right, where causal attention sees no padding.
+    embedding_BND = subject.embed(torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)).requires_grad_(True)
+    logits_BNV = subject.model(inputs_embeds=embedding_BND, use_cache=False).logits.float()
+    losses, rights = [], []
+    for logits_NV, sample in zip(logits_BNV, samples, strict=True):
+        rows_R, answer_R = (torch.as_tensor(values, device=subject.device) for values in (sample.rows, sample.answer))
+        losses.append(torch.nn.functional.cross_entropy(logits_NV[rows_R], answer_R))
+        rights.append((logits_NV[rows_R].argmax(dim=-1) == answer_R).all())
+    torch.stack(losses).sum().backward()
+    assert embedding_BND.grad is not None
+    score_BN = scores(embedding_BND.grad).double().cpu().numpy()
+    for loss, right, score_N, sample in zip(losses, rights, score_BN, samples, strict=True):
+        yield loss.item(), bool(right), score_N[: len(sample)]
 
 
 if __name__ == "__main__":

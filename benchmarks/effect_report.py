@@ -176,7 +176,8 @@ def _facts(rows: Sequence[Row]) -> Facts:
             if settings["gpu"]
             else "in miniature, on a CPU: the numbers below mean nothing",
             "Overrides": " ".join(settings["set"]) or "none",
-            "First phase": f"plain, learning rate {settings['first_lr']}, to a validation accuracy of "
+            "First phase": f"plain, learning rate {settings['first_lr']}, {settings['first_batch']} rows a step, "
+            f"to a validation accuracy of "
             f"{settings['target']} or {settings['first_steps']} steps, validated every {settings['interval']}",
             "Seeds": ", ".join(str(seed) for seed in sorted({row["seed"] for row in rows})),
             "Questions": f"{questions} of each of {', '.join(f'{n} tokens, {h} hops' for n, h in cells(rows))}; the "

@@ -20,7 +20,7 @@ from nemo_cdt.mistakes import reported
 from nemo_cdt.nemo import console
 
 # Imported by name when asked for: the peer needs no NeMo.
-NAMES = {name: name for name in ("starts", "layouts", "resume", "ceilings", "speed", "longest", "alignment")} | {
+NAMES = {name: name for name in ("starts", "layouts", "resume", "ceilings", "speed", "longest", "alignment", "fp8")} | {
     "peer": "peer_hf"
 }
 
@@ -49,9 +49,15 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--steps", type=int, default=1, help="starts, alignment: of each")
     add("--racy", action="store_true", help="starts: with NeMo's race")
     add("--only", help="layouts, alignment, speed: one of them, as full,none")
+    add("--hf", metavar="DIR", help="fp8: a trained model, as Hugging Face keeps it, in place of random weights")
     add("--longest", action="store_true", help="peer: search for the longest sequence instead")
     add("--no-optimizer", action="store_true", help="peer: passes only, where Adam's state does not fit")
-    add("--set", nargs="*", default=[], help="speed, longest, alignment: overrides of the recipe, as optim.offload=0.8")
+    add(
+        "--set",
+        nargs="*",
+        default=[],
+        help="speed, longest, alignment, fp8: overrides of the recipe, as optim.offload=0.8",
+    )
     return parser.parse_args(words)
 
 

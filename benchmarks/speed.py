@@ -89,7 +89,7 @@ def _alternated(config: Config, deadline: float) -> Row:
         place = next(i for i, x in enumerate(trainer.callbacks) if isinstance(x, ContextDenoising))
         like, steps = trainer.callbacks[place], config.trainer.max_steps
         trainer.callbacks[place] = Alternating(
-            like.objective, like.observer, like.recompute, steps=steps, deadline=deadline
+            like.objective, like.observer, like.recompute, like.fp8, steps=steps, deadline=deadline
         )
         installed.append(trainer.callbacks[place])
 

@@ -104,6 +104,14 @@ class DetectionRecompute(StrEnum):
     full = "full"
 
 
+class FP8(StrEnum):
+    """Which passes compute their linear layers in FP8: an approximation of what is the same otherwise."""
+
+    none = "none"
+    detection = "detection"
+    both = "both"
+
+
 class Schedule(StrEnum):
     cosine = "cosine"
     constant = "constant"
@@ -257,6 +265,7 @@ class Trainer:
     global_batch_size: int = 8
     micro_batch_size: int = 1
     precision: Precision = Precision.bf16
+    fp8: FP8 = FP8.none  # which passes' linear layers; approximate, as the masks are then
     devices: int = 1
     num_nodes: int = 1
     recompute: Recompute = Recompute.none

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from nemo_cdt.config import (
+    FP8,
     PROFILED_STEP,
     Config,
     ContextComm,
@@ -64,6 +65,8 @@ MAY_BE_ZERO = {
 }
 MAY_BE_NEGATIVE = {"longppl.beta"}
 HOPS = {3, 4}
+FP8_MULTIPLE = 16
+"""Of the positions and of the widths of Transformer Engine's products in FP8."""
 OF_LONGCE = ("window", "internal", "gamma")
 OF_LOGO = ("preference_beta", "margin", "sft_weight")
 FAMILIES = {  # what Hugging Face has in each: qkv_bias, qk_norm, and whether a sliding window is possible
@@ -119,6 +122,7 @@ def validate_layout(config: Config) -> None:
     _check_lengths(config)
     _check_packing(config)
     _check_memory(config)
+    _check_fp8(config)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -345,6 +349,42 @@ def _check_memory(config: Config) -> None:
     )
     _require(
         config.optim.offload <= 1, f"optim.offload={config.optim.offload} is a share: set it to a number from 0 to 1"
+    )
+
+
+def _check_fp8(config: Config) -> None:
+    trainer, parallel, model = config.trainer, config.parallel, config.model
+    fp8, given = trainer.fp8, f"trainer.fp8={trainer.fp8}"
+    if fp8 is FP8.none:
+        return
+    denoises = any(name.denoises for name in config.objectives)
+    _require(
+        fp8 is FP8.both or denoises,
+        f"{given} has no effect with objective.name={config.objective.name}, which detects nothing: "
+        "set trainer.fp8=both or none",
+    )
+    for key, value, wanted in (
+        ("trainer.precision", trainer.precision, Precision.bf16),
+        ("lora.rank", config.lora.rank, 0),
+        ("trainer.offload_activations", trainer.offload_activations, 0),
+    ):
+        _require(value == wanted, f"{given} with {key}={value}: set {key}={wanted}, or trainer.fp8=none")
+    other = next((name for name in config.objectives if name.weighs or name is ObjectiveName.logo), None)
+    _require(fp8 is FP8.detection or other is None, f"{given} with objective {other}: set trainer.fp8=none")
+    widths = {"model.hidden_size": model.hidden_size, "model.ffn_hidden_size": model.ffn_hidden_size}
+    for key, width in (widths | {"all heads' queries": model.query_size, "all groups' keys": model.key_size}).items():
+        _require(
+            width % (FP8_MULTIPLE * parallel.tensor) == 0,
+            f"{given} with {key}={width}, which must be a multiple of {FP8_MULTIPLE} * parallel.tensor="
+            f"{FP8_MULTIPLE * parallel.tensor}: set trainer.fp8=none",
+        )
+    split = parallel.context * (parallel.tensor if parallel.sequence else 1) * trainer.mlp_chunks
+    positions = config.data.seq_length * trainer.micro_batch_size
+    _require(
+        positions % (FP8_MULTIPLE * split) == 0,
+        f"{given} with data.seq_length={config.data.seq_length} * trainer.micro_batch_size="
+        f"{trainer.micro_batch_size}, which must be a multiple of {FP8_MULTIPLE} * {split} (what splits the sequence): "
+        f"set data.seq_length={_nearest(config.data.seq_length, FP8_MULTIPLE * split, model.max_positions)}",
     )
 
 

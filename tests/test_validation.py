@@ -81,6 +81,12 @@ REFUSED = {
     "longppl.context=5000 longppl.evaluator=x trainer.val_interval=1": "set longppl.context=512 or less",
     "trainer.grad_dtype=bf16 trainer.precision=fp32": "set trainer.grad_dtype=fp32",
     "trainer.mlp_chunks=2": "set trainer.recompute=full, or trainer.mlp_chunks=1",
+    "trainer.fp8=detection objective.name=ce": "has no effect with objective.name=ce, which detects nothing",
+    "trainer.fp8=both trainer.precision=fp32": "set trainer.precision=bf16, or trainer.fp8=none",
+    "trainer.fp8=detection lora.rank=16": "set lora.rank=0, or trainer.fp8=none",
+    "trainer.fp8=both objective.name=longce objective.window=512 objective.internal=64": "with objective longce",
+    "trainer.fp8=detection model.ffn_hidden_size=376": "must be a multiple of 16 * parallel.tensor=16",
+    "trainer.fp8=detection data.seq_length=1000": "set data.seq_length=1008",
     "optim.offload=1.5": "set it to a number from 0 to 1",
     # the layout
     "parallel.tensor=4 trainer.devices=4": "set parallel.tensor to 1, 2",

@@ -7,7 +7,7 @@ the layout or Megatron's own normalisation.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from megatron.core.distributed import DistributedDataParallel
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from nemo_cdt.config import Recompute
 from nemo_cdt.megatron.detection import Detector
 from nemo_cdt.megatron.embedding import find_embedding, shifted, watched
+from nemo_cdt.megatron.fp8 import in_fp8
 from nemo_cdt.megatron.microbatch import MicroBatch
 from nemo_cdt.megatron.recompute import recomputing
 
@@ -38,6 +39,7 @@ class TwoPassSchedule:
     prepare: takes the next batch off a data iterator and puts this rank's part of it on the device.
     pipelined: whether the model is split into pipeline stages.
     recompute: what detection's backward computes again; None is what training's does.
+    fp8: whether detection is approximate, in FP8.
     """
 
     def __init__(
@@ -48,12 +50,14 @@ class TwoPassSchedule:
         *,
         pipelined: bool,
         recompute: Recompute | None = None,
+        fp8: bool = False,
     ) -> None:
         self.schedule = schedule
         self.detector = detector
         self.prepare = prepare
         self.pipelined = pipelined
         self.recompute = recompute
+        self.fp8 = fp8
 
     def __call__(
         self,
@@ -141,6 +145,7 @@ class TwoPassSchedule:
             unscheduled(chunks),
             _fork_rng(),
             recomputing(chunks, self.recompute),
+            in_fp8() if self.fp8 else nullcontext(),
             watched(embedding, denoise),
         ):
             losses = run(forward_step_func, iterate([batch.for_detection() for batch in batches]), len(batches))

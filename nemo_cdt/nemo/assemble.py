@@ -26,7 +26,17 @@ from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptim
 from nemo.lightning.resume import AdapterPath
 from nemo.utils import AppState, logging
 
-from nemo_cdt.config import Config, DataName, DetectionRecompute, ObjectiveName, Optim, Precision, Recompute, Schedule
+from nemo_cdt.config import (
+    FP8,
+    Config,
+    DataName,
+    DetectionRecompute,
+    ObjectiveName,
+    Optim,
+    Precision,
+    Recompute,
+    Schedule,
+)
 from nemo_cdt.cost.memory import detection_recompute
 from nemo_cdt.data.tokenizer import load_tokenizer
 from nemo_cdt.folders import new_folder
@@ -153,16 +163,17 @@ def _trainer(config: Config, on_gpu: bool, sample: SampleWriter, lora: Adapters 
     tokens = settings.global_batch_size * config.data.seq_length
     packed = config.data.pack or config.data.name is DataName.preferences
     callbacks: list[L.Callback] = [StepMetrics(tokens, packed=packed)]
-    name, typed = config.objective.name, config.data.name is DataName.multihop
+    name, typed, fp8 = config.objective.name, config.data.name is DataName.multihop, settings.fp8 is FP8.detection
     recompute = _detection(config, on_gpu) if name.denoises or (validates and typed) else None
     if name is ObjectiveName.logo:
         callbacks = [Logo(config.objective), *callbacks]
     if name.weighs:  # what comes later in the list wraps what came before
         callbacks = [LongCE(config.objective), *callbacks]
     if name.denoises:
-        callbacks = [ContextDenoising(config.objective, sample.observe, recompute), sample, *callbacks]
+        callbacks = [ContextDenoising(config.objective, sample.observe, recompute, fp8), sample, *callbacks]
     if validates:
-        callbacks.append(Evaluation(typed=typed, scope=config.objective.threshold_scope, recompute=recompute))
+        scope = config.objective.threshold_scope
+        callbacks.append(Evaluation(typed=typed, scope=scope, recompute=recompute, fp8=fp8))
     if lora:
         callbacks.insert(0, lora)
     trainer = nl.Trainer(
@@ -182,6 +193,7 @@ def _trainer(config: Config, on_gpu: bool, sample: SampleWriter, lora: Adapters 
         plugins=SynchronizedPrecision(
             "bf16-mixed" if settings.precision is Precision.bf16 else "32",
             grad_reduce_in_fp32=settings.grad_dtype is Precision.fp32,
+            all_in_fp8=settings.fp8 is FP8.both,
         ),
         callbacks=Progress(),
     )

@@ -45,6 +45,7 @@ class ContextDenoising(L.Callback):
     """Trains with CDT: each training step detects noise and trains on the denoised embeddings; validation is plain.
 
     recompute: what detection's backward computes again; None is what training's does.
+    fp8: whether detection is in FP8.
     """
 
     def __init__(
@@ -52,10 +53,12 @@ class ContextDenoising(L.Callback):
         objective: Objective,
         observer: Callable[[Detection], None] | None = None,
         recompute: Recompute | None = None,
+        fp8: bool = False,
     ) -> None:
         self.objective = objective
         self.observer = observer
         self.recompute = recompute
+        self.fp8 = fp8
         self.detector: Detector  # of the layout, so not before training starts
         self._told: set[str] = set()
 
@@ -76,7 +79,9 @@ class ContextDenoising(L.Callback):
 
     def _wrap(self, schedule: Callable) -> TwoPassSchedule:
         pipelined = parallel_state.get_pipeline_model_parallel_world_size() > 1
-        return TwoPassSchedule(schedule, self.detector, take, pipelined=pipelined, recompute=self.recompute)
+        return TwoPassSchedule(
+            schedule, self.detector, take, pipelined=pipelined, recompute=self.recompute, fp8=self.fp8
+        )
 
     def on_megatron_step_end(self, step: MegatronStep) -> None:
         if step.forward_only:

@@ -35,12 +35,14 @@ class Evaluation(L.Callback):
     val_longppl: the perplexity of their labelled key tokens alone, where an evaluator has said which those are.
 
     typed: whether the data knows token types; then validation detects too, whatever the objective.
+    fp8: whether that is in FP8, as training's detection.
     """
 
-    def __init__(self, *, typed: bool, scope: ThresholdScope, recompute: Recompute | None) -> None:
+    def __init__(self, *, typed: bool, scope: ThresholdScope, recompute: Recompute | None, fp8: bool = False) -> None:
         self.typed = typed
         self.scope = scope
         self.recompute = recompute
+        self.fp8 = fp8
         self._sums: dict[str, Tensor] = {}
 
     def on_validation_epoch_start(self, *_: Any) -> None:
@@ -57,7 +59,7 @@ class Evaluation(L.Callback):
         observer = self._count_types if counted else None  # else each tensor-parallel rank sees the same tokens
         detector = Detector(Denoising(), self.scope, lambda: 0.0, groups, observer)
         pipelined = parallel_state.get_pipeline_model_parallel_world_size() > 1
-        return DetectingSchedule(schedule, detector, take, pipelined=pipelined, recompute=self.recompute)
+        return DetectingSchedule(schedule, detector, take, pipelined=pipelined, recompute=self.recompute, fp8=self.fp8)
 
     def _count_types(self, detection: Detection) -> None:
         real_SB = detection.share(detection.batch["documents"].t()) >= 0

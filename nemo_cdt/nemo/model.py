@@ -10,7 +10,8 @@ from nemo.collections.llm.gpt.model.llama import Llama3Config
 from nemo.utils.import_utils import safe_import
 from torch import Tensor
 
-from nemo_cdt.config import Config, RopeScaling
+from nemo_cdt.config import FP8, Config, RopeScaling
+from nemo_cdt.megatron.fp8 import unsupported
 from nemo_cdt.megatron.layers import layer_spec
 from nemo_cdt.megatron.microbatch import MicroBatch, take
 from nemo_cdt.megatron.model import adopt
@@ -84,7 +85,9 @@ def nemo_config(config: Config, *, vocab_size: int, on_gpu: bool) -> CDTConfig:
     Raises:
         ValueError: for what needs Transformer Engine where there is none.
     """
-    model, offloaded = config.model, config.trainer.offload_activations
+    model, offloaded, fp8 = config.model, config.trainer.offload_activations, config.trainer.fp8
+    if fp8 is not FP8.none and (reason := unsupported()):
+        raise ValueError(f"trainer.fp8={fp8}: {reason}; set trainer.fp8=none")
     if not (on_gpu and HAVE_TRANSFORMER_ENGINE):
         for name, value in (("trainer.offload_activations", offloaded), ("optim.offload", config.optim.offload)):
             if value:
@@ -116,6 +119,7 @@ def nemo_config(config: Config, *, vocab_size: int, on_gpu: bool) -> CDTConfig:
         "mlp_chunks_for_prefill": config.trainer.mlp_chunks,  # for training too: see nemo_cdt/megatron/mlp.py
         **SETTINGS[config.trainer.recompute],
         **({"cpu_offloading": True, "cpu_offloading_num_layers": offloaded} if offloaded else {}),
+        **(_FP8 if fp8 is not FP8.none else {}),
         **(_INTERLEAVED if config.parallel.virtual_pipeline else {}),
         **(_GPU_KERNELS if on_gpu else _NO_KERNELS),
     }
@@ -128,6 +132,8 @@ def _plain(scaling: RopeScaling) -> dict[str, Any]:
     return asdict(scaling) | {"rope_type": str(scaling.rope_type)}
 
 
+_FP8 = {"disable_parameter_transpose_cache": True}
+"""Megatron would keep the weights in 8 bits, beside them and as they were in the first step."""
 _INTERLEAVED = {"overlap_p2p_comm": True, "batch_p2p_comm": False}
 """With two stages a batch of sends pairs activations with gradients: Megatron asks for this, NeMo does not."""
 _GPU_KERNELS: dict[str, bool] = {}

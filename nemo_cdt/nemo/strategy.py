@@ -1,6 +1,8 @@
 """NeMo's strategy and precision, made safe to start (see the race in design.md section 4) and to resume."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,27 @@ from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from nemo import lightning as nl
 from torch import nn
 
+from nemo_cdt.megatron.fp8 import in_fp8
+
 
 class SynchronizedPrecision(nl.MegatronMixedPrecision):
     """Waits for the parameters' initialisation and cast before NeMo hands them to DDP.
 
     NeMo 2.7.3 builds DDP on a side stream that waits for nothing, so it may copy parameters that are not there yet:
     most starts from random weights then die with a NaN in the first gradient.
+
+    all_in_fp8: whether all of a step, validation too, computes its linear layers in FP8. NeMo's own ``fp8`` would
+    recompute chunks of an MLP (nemo_cdt/megatron/mlp.py) in another precision than it computed them.
     """
+
+    def __init__(self, precision: Any, *, grad_reduce_in_fp32: bool = True, all_in_fp8: bool = False) -> None:
+        super().__init__(precision, grad_reduce_in_fp32=grad_reduce_in_fp32)
+        self.all_in_fp8 = all_in_fp8
+
+    @contextmanager
+    def forward_context(self) -> Iterator[None]:  # of the whole forward-backward schedule
+        with in_fp8() if self.all_in_fp8 else super().forward_context():
+            yield
 
     def convert_module(self, module: nn.Module) -> nn.Module:
         module = super().convert_module(module)
