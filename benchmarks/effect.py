@@ -1,13 +1,13 @@
 """Does CDT help? Small Llamas learn multi-hop questions by half, then go on with each objective from there.
 
-    python benchmarks/effect.py --minutes 18
+    python benchmarks/effect.py --jobs 6
     python benchmarks/effect.py --seeds 42,43 --only ce,cdt_gradient_5e-5
 
 For each seed one plain run from random weights ends where it answers --target of its validation right. From those
 weights every arm trains on the same new data, for as many steps as `ce` (budget `steps`); where a step takes longer it
 is also judged after as many as fit into the time of `ce` (budget `time`): the same run, earlier. What is done in --out
-is not done again, so that several processes can share the work, a seed each; each writes the result of all that is
-there. Without a GPU it runs in miniature, to try it and not to report it.
+is not done again, so that several sessions can share the work; each writes the result of all that is there. Without
+a GPU it runs in miniature, to try it and not to report it.
 """
 
 import argparse
@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from benchmarks import effect_report, runs
+from benchmarks import effect_jobs, effect_report, runs
 from benchmarks.measured import ROOT, Results, Row, attempted, command, on_gpu
 from nemo_cdt.analysis.samples import Sample, load_samples
 from nemo_cdt.analysis.settings import Samples
@@ -44,8 +44,8 @@ from nemo_cdt.mistakes import fail, reported
 from nemo_cdt.nemo import console
 from nemo_cdt.nemo.versions import versions
 
-FIRST = "first"
-"""The phase that all arms of a seed start from, and its folder."""
+FIRST, TIMES = "first", "times"
+"""The phase that all arms of a seed start from, and its folder; and what each objective's step takes."""
 STRENGTHS = ["5e-5", "1e-3", "1e-2", "1e-1", "1", "10"]
 """lr * beta of Eq. 3, the first of which is the paper's."""
 RHOS = ["1e-3", "1e-2", "1e-1", "3e-1"]
@@ -72,31 +72,37 @@ LOGGED = ("loss", "noise_fraction", "delta_to_embedding", "changed_fraction", "s
 
 
 def main(words: Sequence[str] | None = None) -> None:
+    words = sys.argv[1:] if words is None else words
     arguments = parsed(words)
     with reported():
         console.set_up()
-        run(arguments)
+        if arguments.jobs > 1:
+            effect_jobs.run(arguments, [*words])
+        elif arguments.only == TIMES:
+            times(arguments)
+            return
+        else:
+            run(arguments)
+        if arguments.jobs:
+            report(arguments)
 
 
 def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--seeds", type=numbers, default=[42, 43, 44, 45, 46], help="by commas")
-    add(
-        "--only",
-        type=arms,
-        default=list(ARMS),
-        help=f"arms by commas, of {','.join(ARMS)}; ce is always one. first: no arm yet",
-    )
+    add("--seeds", type=numbers, default=[42, 43, 44, 45, 46, 47], help="by commas")
+    add("--jobs", type=int, default=1, help="seeds at a time, each in a process of its own; 0: as one of several")
+    only = f"arms by commas, of {','.join(ARMS)}; ce is always one. first: no arm yet. times: of the steps, alone"
+    add("--only", type=arms, default=list(ARMS), help=only)
     add("--minutes", type=float, default=math.inf, help="no arm begins that would not end before")
     add("--lengths", type=numbers, default=[768, 1024, 2048] if on_gpu() else [1024], help="of the questions")
     add("--samples", type=int, default=100 if on_gpu() else 2, help="questions of each length and number of hops")
-    add("--target", type=float, default=0.5, help="validation accuracy that ends the first phase")
-    add("--first-steps", type=int, default=4000 if on_gpu() else 4, help="of the first phase at most")
+    add("--target", type=float, default=0.4, help="validation accuracy that ends the first phase")
+    add("--first-steps", type=int, default=1600 if on_gpu() else 4, help="of the first phase at most")
     add("--first-lr", type=float, default=1e-3, help="its learning rate")
     add("--first-batch", type=int, default=128 if on_gpu() else 2, help="its rows a step")
     add("--interval", type=int, default=200 if on_gpu() else 2, help="steps of it between validations")
-    add("--steps", type=int, default=300 if on_gpu() else 2, help="of each arm")
+    add("--steps", type=int, default=250 if on_gpu() else 2, help="of each arm")
     add("--timed", type=int, default=20 if on_gpu() else 2, help="steps that are timed of each objective")
     add("--out", type=Path, default=ROOT / "runs/effect")
     add("--set", nargs="*", default=[], help="overrides of experiment=effect, as model.fp32_residual=true")
@@ -107,9 +113,9 @@ def numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
-def arms(text: str) -> list[str]:
-    if text == FIRST:
-        return []
+def arms(text: str) -> list[str] | str:
+    if text in (FIRST, TIMES):
+        return [] if text == FIRST else text
     asked = ["ce", *text.split(",")]
     if unknown := set(asked) - set(ARMS):
         raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: no arm; there are {', '.join(ARMS)}")
@@ -117,7 +123,7 @@ def arms(text: str) -> list[str]:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """All that is asked for and not done, as far as the time goes; then the result of all that is there."""
+    """All that is asked for and not done, as far as the time goes."""
     deadline, longest = time.monotonic() + 60 * arguments.minutes, 0.0
     for seed, name in ((seed, name) for seed in arguments.seeds for name in (FIRST, *arguments.only)):
         folder = arguments.out / f"seed_{seed}" / name
@@ -135,10 +141,10 @@ def run(arguments: argparse.Namespace) -> None:
         about |= {"versions": versions(), "settings": settings(arguments), "seconds": seconds}
         write_whole(folder / effect_report.FILE, json.dumps(about | row, indent=1))
         print(f"seed {seed}  {name}  {seconds:.0f} s  {row.get('error', '')}", flush=True)
-    report(arguments)
 
 
 def report(arguments: argparse.Namespace) -> None:
+    """The result of all that is there."""
     rows = effect_report.read(arguments.out)
     missing = [
         f"{name} of seed {seed}"
@@ -305,6 +311,14 @@ def relative_time(config: Config, arguments: argparse.Namespace) -> float:
                 known[objective] = [step["seconds"] for step in runs.fit(timed)[WARM_UP:]]
             write_whole(file, json.dumps(known, indent=1))
     return max(1.0, statistics.median(known[config.objective.name]) / statistics.median(known["ce"]))
+
+
+def times(arguments: argparse.Namespace) -> None:
+    """Measures what the time of every arm's step is told by."""
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with runs.folder() as folder:
+        for overrides in ARMS.values():
+            relative_time(configured(arguments, folder / "run", overrides), arguments)
 
 
 def _any(objective: str) -> str:

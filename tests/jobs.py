@@ -279,12 +279,6 @@ def bytes_left(overrides: list[str]) -> tuple[int, int]:
     return found[0], alive()
 
 
-def effect(words: list[str]) -> None:
-    from benchmarks.effect import main
-
-    main(words)
-
-
 def layouts(folder: Path, length: int, only: str) -> None:
     from benchmarks.layouts import work
 

@@ -233,6 +233,17 @@ def test_a_run_leaves_its_memory_to_the_next(tmp_path):
     assert after < during / 10
 
 
+def test_masks_of_one_precision_agree_and_each_pass_is_timed():
+    plain, packed = rows("fp8", "--lengths", "256", "--set", "model.num_layers=1")
+
+    assert plain["mask_agreement"] == packed["mask_agreement"] == 1
+    assert packed["score_median_difference"] < FP32
+    for row in (plain, packed):
+        assert 0.5 < row["noise_fraction"] < 1
+        assert len(row["step_s"]["all"]) == 2
+        assert row["step_s"]["median"] > row["detection_s"]["median"] + 0.5 * row["training_s"]["median"]
+
+
 def test_starts_agree():
     found = rows("starts", "--starts", "2", "--steps", "2", "--lengths", "600", "--layers", "1")
 

@@ -13,9 +13,7 @@ from benchmarks import effect, effect_report
 from nemo_cdt.analysis.subject import load, read_config
 from nemo_cdt.config import Precision
 from nemo_cdt.data.documents import TokenType
-from tests import jobs
 from tests.llama import random_hugging_face
-from tests.ranks import on_ranks
 from tests.runs import TINY
 
 CELLS = [(1024, 3), (1024, 4)]
@@ -138,14 +136,25 @@ def test_an_arm_that_is_none_and_other_settings_are_one_line(tmp_path, capsys):
     assert "result.json was made with samples=3, not 2: set another --out" in capsys.readouterr().err
 
 
+def test_a_seed_that_fails_is_one_line_that_names_its_log(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        effect.main(
+            ["--seeds", "1", "--jobs", "2", "--only", "first", "--out", str(tmp_path), "--set", "optim.lr=fast"]
+        )
+
+    assert f"seed_1 ended with exit code 2: see {tmp_path}/seed_1.log" in capsys.readouterr().err
+    assert "'fast'" in (tmp_path / "seed_1.log").read_text()
+
+
 def test_it_runs_in_miniature_and_does_nothing_twice(tmp_path):
     words = ["--seeds", "1", "--only", "cdt_gradient_10", "--first-steps", "2", "--samples", "2", "--timed", "1"]
     words += ["--out", str(tmp_path)]
     effect.main([*words, "--minutes", "0"])
     assert not [*tmp_path.iterdir()]
 
-    on_ranks(jobs.effect, 1, words)
+    effect.main([*words, "--jobs", "2"])
 
+    assert {file.name for file in tmp_path.glob("*.log")} == {"times.log", "seed_1.log"}
     rows = effect_report.read(tmp_path)
     assert [(r["seed"], r["arm"]) for r in rows] == [(1, arm) for arm in ("first", "ce", "cdt_gradient_10")]
     first, plain, denoised = rows

@@ -169,6 +169,12 @@ def test_plain_training_has_no_detection(capsys):
     assert "detection recomputes" not in out
 
 
+def test_an_estimate_of_bf16_says_so_where_fp8_is_asked_for(capsys):
+    assert plan("data.seq_length=8192", "trainer.fp8=detection") == 0
+
+    assert "Of bf16: trainer.fp8=detection is not in them." in capsys.readouterr().out
+
+
 def test_windows_are_planned_for():
     _, plain = planned("objective=ce data.seq_length=32768")
     _, weighed = planned("objective=longce data.seq_length=32768")

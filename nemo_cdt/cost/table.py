@@ -5,7 +5,7 @@ import shlex
 from dataclasses import asdict
 from typing import Any
 
-from nemo_cdt.config import Config, DataName
+from nemo_cdt.config import FP8, Config, DataName
 from nemo_cdt.cost import flops
 from nemo_cdt.cost.cluster import Cluster
 from nemo_cdt.cost.memory import GIB
@@ -83,6 +83,11 @@ def table(plans: list[Plan], request: Request) -> str:
             LEGEND,
             f"{len(plans)} plans fit, shown is the fastest of each TP, CP and PP: {rest}.",
             *([f"In the first, {plans[0].why}."] if _denoises(config) else []),
+            *(
+                [f"Of bf16: trainer.fp8={config.trainer.fp8} is not in them."]
+                if config.trainer.fp8 is not FP8.none
+                else []
+            ),
             "",
             f"python recipes/cdt_llama31.py {shlex.join(command(plans[0], request))}",
         ]

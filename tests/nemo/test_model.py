@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 
-from nemo_cdt.config import Config
+from nemo_cdt.config import FP8, Config
 from nemo_cdt.cpu import cuda_on_cpu
 from tests.cost.models import model
 
@@ -56,3 +56,14 @@ def test_a_model_is_that_of_nemo(name):
         scaling = (conf.rope.factor, conf.rope.low_freq_factor, conf.rope.high_freq_factor)
         assert scaling == (known["scale_factor"], known["low_freq_factor"], known["high_freq_factor"])
         assert conf.rope.original_max_position_embeddings == known["old_context_len"]
+
+
+def test_fp8_without_its_library_is_one_line():
+    config = Config(model=model("llama32_1b"))
+    config.trainer.fp8 = FP8.detection
+
+    with cuda_on_cpu():
+        from nemo_cdt.nemo.model import nemo_config
+
+        with pytest.raises(ValueError, match=r"fp8=detection: Transformer Engine is not installed; set trainer\.fp8"):
+            nemo_config(config, vocab_size=128, on_gpu=False)
