@@ -184,7 +184,7 @@ class Model:
     init_std: float = 0.02
     tied_embeddings: bool = False
     fp32_residual: bool = False  # keep the residual stream, and so the denoised embedding, in fp32
-    tokenizer: Optional[str] = None  # a Hugging Face folder, or "byte"; None: that of init.hf, else byte
+    tokenizer: Optional[str] = None  # a Hugging Face folder, or "byte"; None: that of init, without init byte
 
     @property
     def rope(self) -> RopeScaling | None:
@@ -354,8 +354,8 @@ class Config:
         """``"byte"``, or the folder of a Hugging Face tokenizer."""
         if self.model.tokenizer is not None:
             return self.model.tokenizer
-        own = self.init.hf is not None and Path(self.init.hf, "tokenizer_config.json").exists()
-        return str(self.init.hf) if own else "byte"
+        own = [self.init.hf and Path(self.init.hf), self.init.nemo and Path(self.init.nemo, "context/tokenizer")]
+        return next((str(folder) for folder in own if folder and (folder / "tokenizer_config.json").exists()), "byte")
 
     @property
     def objectives(self) -> set[ObjectiveName]:

@@ -657,9 +657,10 @@ def _check_sources(config: Config) -> None:
         f"init.nemo={init.nemo} holds adapters alone: `nemo-cdt convert {init.nemo} DIR` merges them into what they "
         "adapt, then set init.hf=DIR",
     )
+    start = f"init.hf={init.hf}" if init.hf else f"init.nemo={init.nemo}"
     _require(
-        init.nemo is None or config.model.tokenizer is not None,
-        f"init.nemo={init.nemo} holds weights alone: set model.tokenizer to their tokenizer's folder, or to byte",
+        not (init.hf or init.nemo) or config.model.tokenizer is not None or tokenizer != "byte",
+        f"{start} holds weights without a tokenizer: set model.tokenizer to their tokenizer's folder, or to byte",
     )
     if tokenizer != "byte":
         _require(

@@ -23,14 +23,16 @@ def test_a_run_without_rope_scaling_loads_without(tmp_path):
     assert load(tmp_path / "config.yaml").model.rope is None
 
 
-def test_a_tokenizer_that_is_not_named_is_that_of_init_hf_or_byte(tmp_path):
-    (tmp_path / "with").mkdir()
-    (tmp_path / "with/tokenizer_config.json").touch()
+def test_a_tokenizer_that_is_not_named_is_that_of_init_or_byte(tmp_path):
+    (tmp_path / "with/context/tokenizer").mkdir(parents=True)
+    for folder in ("with", "with/context/tokenizer"):
+        (tmp_path / folder / "tokenizer_config.json").touch()
     init = Init(hf=str(tmp_path / "with"))
 
     assert Config().tokenizer == "byte"
     assert Config(init=Init(hf=str(tmp_path))).tokenizer == "byte"
     assert Config(init=init).tokenizer == init.hf
+    assert Config(init=Init(nemo=init.hf)).tokenizer == f"{init.hf}/context/tokenizer"
     assert Config(init=init, model=Model(tokenizer="byte")).tokenizer == "byte"
 
 

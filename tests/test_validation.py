@@ -174,6 +174,7 @@ REFUSED = {
     "init.hf=llama parallel.tensor=2 trainer.devices=2": (
         "init.hf=llama has a vocabulary of 263, which parallel.tensor=2 does not divide: set parallel.tensor to 1"
     ),
+    "init.hf=llama": "init.hf=llama holds weights without a tokenizer: set model.tokenizer to their tokenizer's folder",
     "init.nemo=llama": "set model.tokenizer to their tokenizer's folder, or to byte",
     "model.tokenizer=gpt2": "model.tokenizer=gpt2 is no folder",
     # where a run goes
