@@ -174,7 +174,7 @@ REFUSED = {
     "init.hf=llama parallel.tensor=2 trainer.devices=2": (
         "init.hf=llama has a vocabulary of 263, which parallel.tensor=2 does not divide: set parallel.tensor to 1"
     ),
-    "init.hf=llama": "init.hf=llama holds weights without a tokenizer: set model.tokenizer to their tokenizer's folder",
+    "init.hf=bare": "init.hf=bare holds weights without a tokenizer: set model.tokenizer to their tokenizer's folder",
     "init.nemo=llama": "set model.tokenizer to their tokenizer's folder, or to byte",
     "model.tokenizer=gpt2": "model.tokenizer=gpt2 is no folder",
     # where a run goes
@@ -196,6 +196,8 @@ def test_a_run_that_cannot_be_is_refused_in_one_line_that_names_the_key_and_the_
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps({"vocab_size": 263} | more))
         (tmp_path / name / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare/config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 263}))
     (tmp_path / "old").mkdir()
     (tmp_path / "old/config.yaml").touch()
     (tmp_path / "adapters/weights").mkdir(parents=True)

@@ -25,7 +25,8 @@ KNOWN_AND_HARMLESS = (
     "Cannot import zarr",
     "OneLogger: Setting error_handling_strategy",  # NVIDIA's telemetry, which is off
     "No exporters were provided",
-    "recommended to use `self.log\\('val_loss'",  # NeMo has reduced it
+    "recommended to use `self.log\\('val_",  # NeMo has reduced the loss, and we the rest
+    "`srun` command is available",  # no hint that a run on this machine needs
 )
 """Warnings that every run would show. One that is none of these appears."""
 
