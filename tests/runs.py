@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from nemo_cdt import config as c
+from nemo_cdt.prepared import fingerprint
 
 VOCABULARY = 128
 ADAM_EPS = 1e-6
@@ -71,11 +72,11 @@ def small_run(
     return c.Config(**(fields | changes))
 
 
-def write_stub_of_prepared(folder: Path, *, tokens: int) -> None:
-    """What validation reads of a folder of `nemo-cdt prepare`: documents of so many tokens, by the byte tokenizer."""
+def write_stub_of_prepared(folder: Path, *, tokens: int, tokenizer: str) -> None:
+    """What validation reads of a folder of `nemo-cdt prepare`: documents of so many tokens."""
     folder.mkdir(parents=True)
     for name in ("train.bin", "train.idx", "validation.bin", "validation.idx"):
         (folder / name).touch()
     split = {"documents": 64, "shortest": tokens, "longest": tokens, "unprompted": 0}
-    tokenizer = {"path": "byte", "fingerprint": "byte", "size": 262}
-    (folder / "summary.json").write_text(json.dumps({"train": split, "validation": split, "tokenizer": tokenizer}))
+    about = {"path": tokenizer, "fingerprint": fingerprint(tokenizer), "size": 262}
+    (folder / "summary.json").write_text(json.dumps({"train": split, "validation": split, "tokenizer": about}))

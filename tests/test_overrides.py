@@ -8,6 +8,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from launchers.site import with_site
 from nemo_cdt.config import Config, Lora, LoraTarget, typed
+from nemo_cdt.data.tokenizer import load_tokenizer
 from nemo_cdt.describe import describe
 from nemo_cdt.overrides import explain
 from nemo_cdt.validation import validate
@@ -28,6 +29,7 @@ def hydra(tmp_path, monkeypatch):
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
     (tmp_path / "llama").mkdir()
     (tmp_path / "llama/config.json").write_text('{"model_type": "llama"}')
+    load_tokenizer("byte").save_pretrained(tmp_path / "llama")
     ConfigStore.instance().store(name="schema", node=Config)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield
@@ -51,7 +53,7 @@ def test_every_option_of_every_group_composes_to_a_run(option):
     config = with_site(composed(option, *wanted, *site))
     if config.data.name.is_prepared:
         config.data.path = "prepared"
-        write_stub_of_prepared(Path("prepared"), tokens=config.data.seq_length)
+        write_stub_of_prepared(Path("prepared"), tokens=config.data.seq_length, tokenizer="llama")
     Path("llama/config.json").write_text(f'{{"model_type": "{config.model.family}"}}')
     validate(config)
 

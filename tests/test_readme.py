@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from nemo_cdt.cli import main
 from nemo_cdt.config import Config, typed, walk
+from nemo_cdt.data.tokenizer import load_tokenizer
 from nemo_cdt.prepare.request import read
 from nemo_cdt.validation import validate
 from tests.runs import write_stub_of_prepared
@@ -31,11 +32,12 @@ def first_words(section: str) -> list[str]:
 def test_a_run_composes_and_is_valid(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text("{}")
-    for name in ("mine", "alignment", "short"):
-        write_stub_of_prepared(tmp_path / "data" / name, tokens=900)
     for name in ("Llama-3.1-8B", "Llama-3.1-8B-Instruct", "Llama-3.2-1B-Instruct"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text('{"model_type": "llama"}')
+        load_tokenizer("byte").save_pretrained(tmp_path / name)
+    for data in ("mine", "alignment", "short"):
+        write_stub_of_prepared(tmp_path / "data" / data, tokens=900, tokenizer=str(tmp_path / name))
     _, recipe, *overrides = shlex.split(command)
     first_of_sweep = [re.sub(r",.*", "", override) for override in overrides if override != "-m"]
 

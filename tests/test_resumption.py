@@ -40,6 +40,7 @@ def test_a_run_resumes_under_another_layout_and_for_more_steps(tmp_path):
 def test_a_run_does_not_resume_as_another(tmp_path, changes, expected):
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf/config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "hf/tokenizer_config.json").write_text("{}")
     config = earlier(tmp_path / "run", init=Init(hf=str(tmp_path / "hf")))
     with pytest.raises(ValueError, match=re.escape(expected.format(config.output))):
         validate(replace(config, **changes))
