@@ -36,8 +36,8 @@ def test_a_run_composes_and_is_valid(command, tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text('{"model_type": "llama"}')
         load_tokenizer("byte").save_pretrained(tmp_path / name)
-    for data in ("mine", "alignment", "short"):
-        write_stub_of_prepared(tmp_path / "data" / data, tokens=900, tokenizer=str(tmp_path / name))
+    for data, tokenizer in {"mine": "byte", "alignment": str(tmp_path / name), "short": str(tmp_path / name)}.items():
+        write_stub_of_prepared(tmp_path / "data" / data, tokens=900, tokenizer=tokenizer)
     _, recipe, *overrides = shlex.split(command)
     first_of_sweep = [re.sub(r",.*", "", override) for override in overrides if override != "-m"]
 
