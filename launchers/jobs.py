@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from nemo_cdt.config import Config
 from nemo_cdt.launcher import Launcher, LauncherName
+from nemo_cdt.validation import require_sources
 
 JOB = "job.json"
 POLL = 5.0
@@ -68,6 +69,10 @@ def launch_job(config: Config) -> None:
         SystemExit: with 1 for a job that failed, 130 where Ctrl-C ended the following and not the job.
     """
     if config.launcher.dryrun:
+        try:
+            require_sources(config)
+        except ValueError as error:
+            print(f"note: as it stands this job would not start: {error}", file=sys.stderr)
         print(render(config), end="", flush=True)
         return
     cluster = cluster_of(config.launcher)

@@ -84,12 +84,21 @@ OF_ROPE_TYPE = {  # of model.rope_scaling, what the other type has no use for
 def validate(config: Config, site: str = "launcher") -> None:
     """Raise ValueError for a run that cannot be. Call it once, before OUTPUT is made: OUTPUT must not hold a run.
 
-    The files of a run that a launcher starts elsewhere are checked there, by :func:`check_files`. ``site`` is the file
+    A dry run shows a job whose data and weights are not there too: launchers/jobs.py says which. ``site`` is the file
     that has what is missing.
     """
     check_launcher(config.launcher, config.name, config.output, site)
     validate_values(config)
     validate_layout(config)
+    if not config.launcher.dryrun:
+        require_sources(config)
+
+
+def require_sources(config: Config) -> None:
+    """Raise ValueError where a run lacks what it begins from, or room for what it makes; part of :func:`validate`.
+
+    The files of a run that a launcher starts elsewhere are checked there, by :func:`check_files`.
+    """
     _check_lora(config)
     _check_data(config)
     if not config.launcher.elsewhere:

@@ -6,16 +6,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import yaml
 
 from launchers.node import Place, of_array_task
-from nemo_cdt.config import Accelerator, Config, Export, save
+from nemo_cdt.config import Accelerator, Config, Export, load, save
 from nemo_cdt.launcher import Launcher, LauncherName
+from nemo_cdt.validation import validate_layout
 from tests.launchers.composed import run
 
 ROOT = Path(__file__).parents[2]
@@ -183,3 +186,28 @@ def wait_for(path: Path, process: "subprocess.Popen[str]", logs: Path) -> None:
         assert process.poll() is None, told
         assert time.monotonic() < deadline, told
         time.sleep(0.02)
+
+
+def test_the_readmes_task_of_skypilot_makes_a_run_and_says_where_nodes_meet(tmp_path, monkeypatch):
+    text = (ROOT / "launchers/README.md").read_text()
+    task = yaml.safe_load(textwrap.dedent(re.search(r"^    name: cdt\n(    .*\n)+", text, re.MULTILINE)[0]))
+    *lines, start = task["run"].strip().splitlines()
+    script = "\n".join(lines).replace("python ", f"{sys.executable} ", 1).replace("recipes/", f"{ROOT}/recipes/")
+    sky = {"SKYPILOT_NUM_NODES": "4", "SKYPILOT_NODE_RANK": "2", "SKYPILOT_NODE_IPS": "10.0.0.7\n10.0.0.8"}
+
+    done = subprocess.run(
+        ["bash", "-ec", f"{script}\nenv"],
+        env=os.environ | sky,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    env = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+    place = Place.of({key: env[key] for key in ("NNODES", "NODE_RANK", "MASTER_ADDR")})
+    assert (place.nodes, place.rank, place.address) == (4, 2, "10.0.0.7")
+    config = load(tmp_path / "run.yaml")
+    assert (config.trainer.num_nodes, config.trainer.devices, config.output) == (task["num_nodes"], 8, "/data/runs/cdt")
+    validate_layout(config)
+    assert start == "python -m launchers.node run.yaml"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launchers.jobs import render
+from launchers.jobs import launch_job, render
 from launchers.slurm import script
 from tests.launchers import slurm_lab
 from tests.launchers.composed import EXPERIMENTS, run
@@ -60,6 +60,18 @@ def test_every_experiment_renders_a_script_that_bash_reads(submit, experiment):
 
     assert subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True).stderr == ""
     assert f"-m launchers.node /lustre/me/{config.output}/config.yaml" in text
+
+
+def test_a_dry_run_shows_a_job_whose_data_are_not_there_and_says_so(capsys):
+    wanted = ("launcher=slurm", "experiment=alignment_llama31_70b_128k", "launcher.submit=sbatch")
+
+    launch_job(run(*wanted, "launcher.dryrun=true"))
+
+    shown = capsys.readouterr()
+    assert shown.out.startswith("#!/bin/bash")
+    assert shown.err.startswith("note: as it stands this job would not start: data.path=null")
+    with pytest.raises(ValueError, match="data.path=null"):
+        run(*wanted)
 
 
 def test_a_value_of_the_environment_is_one_word_whatever_is_in_it(tmp_path):
