@@ -5,12 +5,14 @@ python recipes/cdt_llama31.py --help     # groups and keys
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -38,7 +40,7 @@ def run(composed: DictConfig) -> None:
 
 
 def _config(composed: DictConfig) -> Config:
-    """The run that was composed. Each point of a sweep has a folder of its own in OUTPUT, named by its overrides."""
+    """The run that was composed. Each point of a sweep has a folder of its own in OUTPUT, named by what is swept."""
     try:
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             composed.output = str(Path(composed.output, _point(HydraConfig.get().overrides.task)))
@@ -49,10 +51,12 @@ def _config(composed: DictConfig) -> Config:
 
 
 def _point(overrides: Sequence[str]) -> str:
-    """A point of a sweep by what sets it apart; where it runs does not."""
-    keys = {override: override.lstrip("+~").partition("=")[0] for override in overrides}
-    chosen = (o for o, key in keys.items() if key not in SAME_IN_ALL and not key.startswith("launcher"))
-    return ",".join(sorted(chosen)).replace("/", "_")
+    """A point of a sweep by what sets it apart from the others, in no order of the command line's."""
+    parser = OverridesParser.create()
+    typed_in = parser.parse_overrides([word for word in sys.argv[1:] if "=" in word and not word.startswith("-")])
+    swept = {override.key_or_group for override in typed_in if override.is_sweep_override()} - SAME_IN_ALL
+    apart = (o.input_line or "" for o in parser.parse_overrides([*overrides]) if o.key_or_group in swept)
+    return ",".join(sorted(apart)).replace("/", "_") or "point"
 
 
 def main() -> None:

@@ -88,7 +88,7 @@ def test_the_points_of_a_sweep_have_folders_of_their_own_in_output(tmp_path):
         (point / "config.yaml").touch()
 
     for beta in (0, 1):
-        done = recipe("-m", f"objective.beta={beta},7", "output=all")
+        done = recipe("-m", f"objective.beta={beta},7", "output=all", "trainer.seed=3")
 
         assert done.returncode == 2
         assert done.stderr.startswith(f"error: output=all/objective.beta={beta} already holds a run")
