@@ -720,6 +720,10 @@ def _check_output(config: Config) -> None:
         config.resume or not (output / "config.yaml").exists(),
         f"output={output} already holds a run: set resume=true to continue it, or another output, or remove it",
     )
+    _require(
+        (output / "config.yaml").exists() or not any(output.glob("checkpoints/step=*")),
+        f"output={output} has checkpoints, but no config.yaml that says of what: bring it back, or set another output",
+    )
     _check_writable("output", output)
     earlier = earlier_attempt(config)
     if earlier is not None:

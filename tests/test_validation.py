@@ -181,6 +181,8 @@ REFUSED = {
     "output=old": "set resume=true to continue it, or another output",
     "output=rows/run": "is a file",
     "output=''": "output is empty",
+    "output=headless": "has checkpoints, but no config.yaml that says of what: bring it back, or set another output",
+    "output=headless resume=true": "has checkpoints, but no config.yaml",
     "export.hf=llama": "export.hf=llama is not empty",
     "init.hf=llama export.hf=./llama": "is init.hf itself",
 }
@@ -200,6 +202,7 @@ def test_a_run_that_cannot_be_is_refused_in_one_line_that_names_the_key_and_the_
     (tmp_path / "bare/config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 263}))
     (tmp_path / "old").mkdir()
     (tmp_path / "old/config.yaml").touch()
+    (tmp_path / "headless/checkpoints/step=1").mkdir(parents=True)
     (tmp_path / "adapters/weights").mkdir(parents=True)
     (tmp_path / "adapters/weights/adapter_metadata.json").touch()
     expected = REFUSED[overrides]
