@@ -63,11 +63,16 @@ def _started(
     own = ["--only", "times"] if name == "times" else ["--seeds", name.removeprefix("seed_")]
     left = arguments.minutes - (time.monotonic() - begun) / 60
     cache = arguments.out / ".cache" / name  # of compiled kernels: two processes at once would break one
-    env = os.environ | {
-        "MASTER_PORT": str(PORT + (0 if name == "times" else 1 + arguments.seeds.index(int(own[1])))),
-        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
-        "TRITON_CACHE_DIR": str(cache / "triton"),
-    }
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // arguments.jobs))}
+    env = (
+        threads
+        | os.environ
+        | {
+            "MASTER_PORT": str(PORT + (0 if name == "times" else 1 + arguments.seeds.index(int(own[1])))),
+            "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+            "TRITON_CACHE_DIR": str(cache / "triton"),
+        }
+    )
     if torch.cuda.device_count() > 1:
         env["CUDA_VISIBLE_DEVICES"] = str(gpu)
     command = [sys.executable, str(SCRIPT), *words, *own, "--minutes", str(left), "--jobs", "0"]
