@@ -22,11 +22,12 @@ def run(arguments: argparse.Namespace, words: list[str]) -> None:
     """Until every seed's process has ended. ``words``: the command line, which each process gets with its own seed.
 
     Raises:
-        ValueError: where one failed, with its log.
+        ValueError: in the end, where one failed; with its log.
     """
     begun = time.monotonic()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    waiting, running, seen = list(arguments.seeds), {}, set(arguments.out.glob(f"seed_*/*/{FILE}"))
+    waiting, running, failed = list(arguments.seeds), {}, []
+    seen = set(arguments.out.glob(f"seed_*/*/{FILE}"))
     # The time of a step is measured alone on its GPU, before seeds begin there.
     if arguments.only:
         running["times"] = _started(arguments, words, "times", 0, begun)
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace, words: list[str]) -> None:
             for name in [name for name, (process, _) in running.items() if process.poll() is not None]:
                 process, _ = running.pop(name)
                 if process.returncode:
-                    raise ValueError(f"{name} ended with exit code {process.returncode}: see {_log(arguments, name)}")
+                    failed.append(f"{name} ended with exit code {process.returncode}: see {_log(arguments, name)}")
             while waiting and len(running) < arguments.jobs and (gpu := _free_gpu(arguments, running)) is not None:
                 seed = waiting.pop(0)
                 running[f"seed_{seed}"] = _started(arguments, words, f"seed_{seed}", gpu, begun)
@@ -46,6 +47,8 @@ def run(arguments: argparse.Namespace, words: list[str]) -> None:
     finally:
         for process, _ in running.values():
             process.terminate()
+    if failed:
+        raise ValueError("; ".join(failed))
 
 
 def _free_gpu(arguments: argparse.Namespace, running: dict) -> int | None:
@@ -63,16 +66,13 @@ def _started(
     own = ["--only", "times"] if name == "times" else ["--seeds", name.removeprefix("seed_")]
     left = arguments.minutes - (time.monotonic() - begun) / 60
     cache = arguments.out / ".cache" / name  # of compiled kernels: two processes at once would break one
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // arguments.jobs))}
-    env = (
-        threads
-        | os.environ
-        | {
-            "MASTER_PORT": str(PORT + (0 if name == "times" else 1 + arguments.seeds.index(int(own[1])))),
-            "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
-            "TRITON_CACHE_DIR": str(cache / "triton"),
-        }
-    )
+    env = {
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // arguments.jobs)),
+        **os.environ,
+        "MASTER_PORT": str(PORT + (0 if name == "times" else 1 + arguments.seeds.index(int(own[1])))),
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+        "TRITON_CACHE_DIR": str(cache / "triton"),
+    }
     if torch.cuda.device_count() > 1:
         env["CUDA_VISIBLE_DEVICES"] = str(gpu)
     command = [sys.executable, str(SCRIPT), *words, *own, "--minutes", str(left), "--jobs", "0"]
