@@ -1,4 +1,4 @@
-"""Does CDT help? Small Llamas learn multi-hop questions by half, then go on with each objective from there.
+"""Does CDT help? Small Llamas learn multi-hop questions in part, then go on with each objective from there.
 
     python benchmarks/effect.py --jobs 6
     python benchmarks/effect.py --seeds 42,43 --only ce,cdt_gradient_5e-5

@@ -1,4 +1,4 @@
-"""Passes in FP8. Approximate: a token near the threshold may fall on its other side (README, "FP8")."""
+"""Passes in FP8. Approximate: a token near the threshold may fall on its other side (README, "Long sequences")."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
