@@ -205,4 +205,6 @@ def test_the_readmes_task_of_skypilot_makes_a_run_and_says_where_nodes_meet(tmp_
     assert (config.trainer.num_nodes, config.trainer.devices, config.output) == (task["num_nodes"], 8, "/data/runs/cdt")
     config.launcher.name = LauncherName.slurm  # local has one node
     validate_layout(config)
+    assert Path("/data") in Path(config.output).parents
+    assert task["volumes"].keys() == {"/data"}  # a bucket in file_mounts would be a copy on each node
     assert start == "python -m launchers.node run.yaml"
