@@ -23,12 +23,11 @@ def environment(config: Config) -> dict[str, str]:
     launcher, found = config.launcher, {"PYTHONUNBUFFERED": "1"}
     if gpus(config):
         found |= {
-            "TORCH_NCCL_AVOID_RECORD_STREAMS": "1",  # less memory held for collectives
             "NCCL_NVLS_ENABLE": "0",  # H100: its multicast buffers take memory of their own; A100 has none
             "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron overlaps tensor and context parallelism only so
         }
         if config.trainer.num_nodes > 1 and launcher.fabric is Fabric.ethernet:
-            found["NCCL_IB_DISABLE"] = "1"
-    if launcher.interface:
+            found["NCCL_IB_DISABLE"] = "1"  # NCCL would try cards that reach no other node
+    if launcher.interface:  # each would take the first that is up, on some nodes one that reaches no other
         found |= {"NCCL_SOCKET_IFNAME": launcher.interface, "GLOO_SOCKET_IFNAME": launcher.interface}
     return found | launcher.env

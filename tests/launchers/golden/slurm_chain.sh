@@ -14,7 +14,6 @@
 
 module load cuda
 export PYTHONUNBUFFERED=1
-export TORCH_NCCL_AVOID_RECORD_STREAMS=1
 export NCCL_NVLS_ENABLE=0
 export CUDA_DEVICE_MAX_CONNECTIONS=1
 export DATA='a b; $HOME'

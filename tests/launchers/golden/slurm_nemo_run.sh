@@ -33,7 +33,6 @@ head_node_ip=$(srun --nodes=1 --ntasks=1 -w "$head_node" hostname --ip-address)
 
 module load cuda
 export PYTHONUNBUFFERED=1
-export TORCH_NCCL_AVOID_RECORD_STREAMS=1
 export NCCL_NVLS_ENABLE=0
 export CUDA_DEVICE_MAX_CONNECTIONS=1
 export DATA='a b; $HOME'
@@ -90,7 +89,6 @@ head_node_ip=$(srun --nodes=1 --ntasks=1 -w "$head_node" hostname --ip-address)
 
 module load cuda
 export PYTHONUNBUFFERED=1
-export TORCH_NCCL_AVOID_RECORD_STREAMS=1
 export NCCL_NVLS_ENABLE=0
 export CUDA_DEVICE_MAX_CONNECTIONS=1
 export DATA='a b; $HOME'
