@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from nemo_cdt.config import Config
 from nemo_cdt.launcher import Launcher, LauncherName
-from nemo_cdt.validation import require_sources
+from nemo_cdt.validation import require_sources, sources
 
 JOB = "job.json"
 POLL = 5.0
@@ -73,6 +73,8 @@ def launch_job(config: Config) -> None:
             require_sources(config)
         except ValueError as error:
             print(f"note: as it stands this job would not start: {error}", file=sys.stderr)
+        if config.launcher.elsewhere and (there := sources(config)):
+            print(f"not checked here: {' '.join(f'{k}={v}' for k, v in there.items())}: the job does", file=sys.stderr)
         print(render(config), end="", flush=True)
         return
     cluster = cluster_of(config.launcher)

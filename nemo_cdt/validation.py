@@ -114,6 +114,20 @@ def check_files(config: Config) -> None:
         _check_prepared(config)
 
 
+def sources(config: Config) -> dict[str, str]:
+    """The files and folders that :func:`check_files` looks at, by the keys that name them."""
+    tokenizer = config.model.tokenizer
+    named = {
+        "data.path": config.data.path,
+        "data.validation_path": config.data.validation_path,
+        "init.hf": config.init.hf,
+        "init.nemo": config.init.nemo,
+        "model.tokenizer": None if tokenizer == "byte" else tokenizer,
+        "longppl.evaluator": config.longppl.evaluator,
+    }
+    return {key: path for key, path in named.items() if path is not None}
+
+
 def validate_values(config: Config) -> None:
     """Raise ValueError for values that no layout and no data could make right; part of :func:`validate`."""
     _check_signs(config)

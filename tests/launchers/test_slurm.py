@@ -74,6 +74,19 @@ def test_a_dry_run_shows_a_job_whose_data_are_not_there_and_says_so(capsys):
         run(*wanted)
 
 
+def test_a_dry_run_for_a_cluster_elsewhere_needs_nothing_of_it_here(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wanted = ("experiment=rows_llama31_8b_32k", *MODEL, "launcher.submit=sbatch", "launcher.dryrun=true")
+
+    launch_job(run(*AWAY, *wanted))
+
+    shown = capsys.readouterr()
+    assert shown.out.startswith("#!/bin/bash")
+    there = "data.path=data/rows.jsonl init.hf=models/llama model.tokenizer=models/llama"
+    assert shown.err == f"not checked here: {there}: the job does\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_value_of_the_environment_is_one_word_whatever_is_in_it(tmp_path):
     evil = 'a\'b "c" $HOME `id` ; touch pwned'
     config = run(*AWAY, "launcher.submit=sbatch")
