@@ -76,11 +76,11 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = parsed(words)
     with reported():
         console.set_up()
-        if arguments.jobs > 1:
-            effect_jobs.run(arguments, [*words])
-        elif arguments.only == TIMES:
+        if arguments.only == TIMES:
             times(arguments)
             return
+        if arguments.jobs > 1:
+            effect_jobs.run(arguments, [*words])
         else:
             run(arguments)
         if arguments.jobs:
