@@ -42,7 +42,7 @@ def _measured(folder: Path, length: int, overrides: str, arguments: argparse.Nam
         overrides,
         *arguments.set,
     )
-    steps = runs.fit(config, partial(_observe, found))
+    steps = runs.fit(config, runs.observed_by(partial(_keep, found)))
     shutil.rmtree(folder / "run")
     masks = found[: config.trainer.global_batch_size]
     expected[:] = expected or masks
@@ -70,12 +70,7 @@ def _data(folder: Path, length: int, hf: str | None) -> str:
     return runs.write_rows(folder / "rows.jsonl", seq_length=length, labels="few")
 
 
-def _observe(found: list[Row], trainer: Any, model: Any) -> None:
-    from nemo_cdt.nemo.callback import ContextDenoising
-
-    def observer(detection: Any) -> None:
-        real = (detection.batch["documents"].t() >= 0)[:, 0].cpu().numpy()
-        columns = {"noise": detection.noise_SB, "score": detection.score_SB.float()}
-        found.append({name: column_SB[:, 0].cpu().numpy()[real] for name, column_SB in columns.items()})
-
-    next(x for x in trainer.callbacks if isinstance(x, ContextDenoising)).observer = observer
+def _keep(found: list[Row], detection: Any) -> None:
+    real = (detection.batch["documents"].t() >= 0)[:, 0].cpu().numpy()
+    columns = {"noise": detection.noise_SB, "score": detection.score_SB.float()}
+    found.append({name: column_SB[:, 0].cpu().numpy()[real] for name, column_SB in columns.items()})

@@ -149,19 +149,14 @@ def _step(config: Config, arrays: Path) -> Row:
     """The metrics of one step; what detection found in each micro-batch on this rank goes to ``arrays``."""
     found: list[dict[str, np.ndarray]] = []
 
-    def observe(detection: Any) -> None:
+    def observer(detection: Any) -> None:
         positions = {
             key: detection.share(detection.batch[key].t())[:, 0].cpu().numpy() for key in ("positions", "documents")
         }
         scores = {"score": detection.score_SB[:, 0], "noise": detection.noise_SB[:, 0], "bar": detection.threshold_N}
         found.append(positions | {key: value.cpu().numpy() for key, value in scores.items()})
 
-    def install(trainer: Any, model: Any) -> None:
-        from nemo_cdt.nemo.callback import ContextDenoising
-
-        next(x for x in trainer.callbacks if isinstance(x, ContextDenoising)).observer = observe
-
-    metrics = runs.fit(config, install)[0]
+    metrics = runs.fit(config, runs.observed_by(observer))[0]
     np.savez(arrays, **{f"{i}/{key}": value for i, each in enumerate(found) for key, value in each.items()})
     return {"metrics": metrics, "data_parallel": config.data_parallel}
 

@@ -99,27 +99,47 @@ def fit(config: Config, change: Callable[[Any, Any], None] = lambda trainer, mod
     """Trains ``config``; of every step its ``seconds``, ``peak_memory_gib`` and logged metrics.
 
     change: gets the trainer and the model before training starts. The process can train another run afterwards, even
-    where this one raised.
+    where this one raised, and finds the memory free.
     """
     with devices():
-        from lightning.pytorch.callbacks import ModelCheckpoint
-
-        from benchmarks.callbacks import Steps
         from nemo_cdt.nemo import assemble
-        from nemo_cdt.nemo.progress import Progress
-        from nemo_cdt.nemo.sample import SampleWriter
 
-        steps = Steps()
-        unwanted = (ModelCheckpoint, SampleWriter, Progress)
         try:
-            Path(config.output).mkdir(parents=True, exist_ok=True)
-            trainer, model, data = assemble.build(config, on_gpu())
-            trainer.callbacks = [steps, *(x for x in trainer.callbacks if not isinstance(x, unwanted)), steps.after]
-            change(trainer, model)
-            trainer.fit(model, data)
+            return _fit(config, change)
         finally:
-            assemble.tear_down()
-        return steps.rows
+            assemble.release()
+
+
+def _fit(config: Config, change: Callable[[Any, Any], None]) -> list[Row]:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from benchmarks.callbacks import Steps
+    from nemo_cdt.nemo import assemble
+    from nemo_cdt.nemo.progress import Progress
+    from nemo_cdt.nemo.sample import SampleWriter
+
+    steps = Steps()
+    unwanted = (ModelCheckpoint, SampleWriter, Progress)
+    try:
+        Path(config.output).mkdir(parents=True, exist_ok=True)
+        trainer, model, data = assemble.build(config, on_gpu())
+        trainer.callbacks = [steps, *(x for x in trainer.callbacks if not isinstance(x, unwanted)), steps.after]
+        change(trainer, model)
+        trainer.fit(model, data)
+    finally:
+        assemble.tear_down()
+    return steps.rows
+
+
+def observed_by(observer: Callable[[Any], None]) -> Callable[[Any, Any], None]:
+    """The change for :func:`fit` after which ``observer`` gets what each detection finds."""
+
+    def change(trainer: Any, model: Any) -> None:
+        from nemo_cdt.nemo.callback import ContextDenoising
+
+        next(each for each in trainer.callbacks if isinstance(each, ContextDenoising)).observer = observer
+
+    return change
 
 
 def fit_on(devices: int, overrides: list[str], folder: Path) -> list[list[Row]]:

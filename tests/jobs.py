@@ -260,12 +260,11 @@ def fit(*configs: Config) -> None:
             os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
 
 
-def bytes_left(overrides: list[str]) -> tuple[int, int]:
-    """Of all tensors of a run at its end, and when it has ended."""
+def bytes_left(overrides: list[str]) -> tuple[int, int, int]:
+    """Of all tensors of a run at its end, when it has ended, and when the same run by the recipe has ended."""
     from benchmarks import runs
 
     def alive() -> int:
-        gc.collect()
         tensors = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
         return sum({s.data_ptr(): s.nbytes() for s in (each.untyped_storage() for each in tensors)}.values())
 
@@ -276,7 +275,9 @@ def bytes_left(overrides: list[str]) -> tuple[int, int]:
 
     found: list[int] = []
     runs.fit(runs.composed(overrides), watch)
-    return found[0], alive()
+    after = alive()
+    fit(runs.composed(overrides))
+    return found[0], after, alive()
 
 
 def layouts(folder: Path, length: int, only: str) -> None:

@@ -228,9 +228,10 @@ def test_a_run_leaves_its_memory_to_the_next(tmp_path):
     data = runs.write_rows(tmp_path / "rows.jsonl", seq_length=256, labels="few")
     overrides = runs.words(runs.model(1), data, f"output={tmp_path}/run trainer.max_steps=2")
 
-    during, after = on_ranks(jobs.bytes_left, 1, overrides)[0]
+    during, after, after_recipe = on_ranks(jobs.bytes_left, 1, overrides)[0]
 
     assert after < during / 10
+    assert after_recipe < during / 10
 
 
 def test_masks_of_one_precision_agree_and_each_pass_is_timed():

@@ -74,7 +74,10 @@ def fit(config: Config, on_gpu: bool) -> None:
     if config.resume and (done := steps_done(checkpoints)) >= config.trainer.max_steps:
         log.info(f"nothing to train: {checkpoints} has {done} steps, trainer.max_steps={config.trainer.max_steps}")
     else:
-        _train(config, on_gpu)
+        try:
+            _train(config, on_gpu)
+        finally:
+            release()
     if config.export.hf and is_first_rank():
         _export(config, checkpoints)
 
@@ -155,7 +158,13 @@ def tear_down() -> None:
     destroy_rerun_state_machine()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def release() -> None:
+    """Frees the memory of a run whose trainer and model are no local names any more: they hold each other."""
     gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _trainer(config: Config, on_gpu: bool, sample: SampleWriter, lora: Adapters | None) -> nl.Trainer:
