@@ -137,7 +137,7 @@ PATTERNS = {
     "service_account": K8S_NAME,
     "shared_memory": r"\d+([KMGT]i?)?",
 }
-EXAMPLES = {"time": "4:00:00, or 1-12:00:00 with days", "array": "1-4, or 1,3,5%2", "mem": "200G"}
+EXAMPLES = {"time": "4:00:00, or 1-12:00:00 with days", "array": "1-4, or 1-9:2%2", "mem": "200G"}
 FREE = {"site", "identity", "setup", "env", "tolerations", "node_selector", "context"}
 """Values that are quoted, or are shell by intent; what they may not hold is a line break."""
 REQUIRED = {SLURM: ("account", "partition"), KUBERNETES: ("namespace", "image", "workdir", "volumes")}
@@ -196,8 +196,33 @@ def _check_values(launcher: Launcher) -> None:
             f"launcher.priority={launcher.priority} has no place in a TrainJob: set launcher.priority=null, "
             f"and the priority in the training runtime {launcher.runtime}"
         )
+    if launcher.name is SLURM:
+        _check_slurm(launcher)
+
+
+def _check_slurm(launcher: Launcher) -> None:
     if launcher.array and launcher.chain > 1:
         raise ValueError(f"launcher.array={launcher.array} with launcher.chain={launcher.chain}: set chain=1")
+    backwards = [f"{a}-{b}" for a, b in re.findall(r"(\d+)-(\d+)", launcher.array or "") if int(b) < int(a)]
+    if backwards or (launcher.array or "").endswith("%0"):
+        raise ValueError(f"launcher.array={launcher.array} has no task: set it to something like {EXAMPLES['array']}")
+    for mount in launcher.mounts:
+        if not all(path.startswith("/") for path in mount.split(":")[:2]):
+            raise ValueError(f"launcher.mounts={mount}: set it to /FROM:/TO")
+    longest = 65535 if launcher.time is None else min(65535, seconds(launcher.time) - 1)  # Slurm's own limit
+    if launcher.grace > longest:
+        of = "" if launcher.time is None else f" of launcher.time={launcher.time}"
+        raise ValueError(
+            f"launcher.grace={launcher.grace} seconds{of}: set it to {longest} or less, to leave time to train"
+        )
+
+
+def seconds(time: str) -> int:
+    """Of Slurm's M, M:S, H:M:S, D-H, D-H:M and D-H:M:S."""
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    units = [3600, 60, 1] if dash or len(parts) == 3 else [60, 1]
+    return int(days or 0) * 86400 + sum(part * unit for part, unit in zip(parts, units, strict=False))
 
 
 def _expected(key: str) -> str:

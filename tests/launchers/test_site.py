@@ -8,7 +8,7 @@ import pytest
 
 from launchers.site import with_site
 from nemo_cdt.config import Config
-from nemo_cdt.launcher import Launcher, LauncherName
+from nemo_cdt.launcher import Launcher, LauncherName, seconds
 from nemo_cdt.validation import validate
 from tests.launchers.composed import SITE, run
 
@@ -136,3 +136,35 @@ def refused(config: Config, expected: str) -> None:
 def test_what_kubernetes_or_a_secret_does_not_allow_is_refused(overrides, expected):
     with pytest.raises(ValueError, match=re.escape(expected)):
         run("launcher=kubernetes", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("launcher.array=4-1", "launcher.array=4-1 has no task: set it to something like 1-4"),
+        ("launcher.array=1-4%0", "launcher.array=1-4%0 has no task"),
+        ("launcher.mounts=[data:/data]", "launcher.mounts=data:/data: set it to /FROM:/TO"),
+        ("launcher.mounts=[data]", "launcher.mounts=data: set it to /FROM:/TO"),
+        ("launcher.grace=70000", "launcher.grace=70000 seconds: set it to 65535 or less"),
+        ("launcher.time=2", "launcher.grace=120 seconds of launcher.time=2: set it to 119 or less"),
+    ],
+)
+def test_what_slurm_would_refuse_or_end_at_once_is_refused(override, expected):
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        run(*SLURM, override)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["launcher.array=1-4", "launcher.array='1,3,5-7:2%2'", "launcher.mounts=[/a:/b:ro,/c]", "launcher.time=3"],
+)
+def test_what_slurm_takes_is_not(override):
+    run(*SLURM, override)
+
+
+@pytest.mark.parametrize(
+    ("time", "expected"),
+    [("2", 120), ("2:30", 150), ("1:00:00", 3600), ("1-1", 90000), ("1-1:30", 91800), ("1-01:30:10", 91810)],
+)
+def test_a_time_limit_means_what_slurm_makes_of_it(time, expected):
+    assert seconds(time) == expected
