@@ -9,7 +9,8 @@ from nemo_cdt.cost import memory
 from nemo_cdt.cost.cluster import Planned
 from nemo_cdt.cost.memory import GIB, Memory
 from nemo_cdt.cost.steptime import StepTime, step_time
-from nemo_cdt.validation import divisors, validate_layout
+from nemo_cdt.validation import validate_layout
+from nemo_cdt.validation.rules import divisors
 
 MICRO_BATCHES = [1, 2, 4, 8]
 MLP_CHUNKS = 8

@@ -1,0 +1,33 @@
+"""What no type can say about a run, checked before anything heavy is imported.
+
+Each check raises ValueError with one line: the values that cannot be together, and what to set instead.
+"""
+
+from nemo_cdt.config import Config
+from nemo_cdt.launcher import check_launcher
+from nemo_cdt.validation.layout import check_vocabulary, validate_layout
+from nemo_cdt.validation.sources import check_files, require_sources, sources
+from nemo_cdt.validation.values import validate_values
+
+__all__ = [
+    "check_files",
+    "check_vocabulary",
+    "require_sources",
+    "sources",
+    "validate",
+    "validate_layout",
+    "validate_values",
+]
+
+
+def validate(config: Config, site: str = "launcher") -> None:
+    """Raise ValueError for a run that cannot be. Call it once, before OUTPUT is made: OUTPUT must not hold a run.
+
+    A dry run shows a job whose data and weights are not there too: launchers/jobs.py says which. ``site`` is the file
+    that has what is missing.
+    """
+    check_launcher(config.launcher, config.name, config.output, site)
+    validate_values(config)
+    validate_layout(config)
+    if not config.launcher.dryrun:
+        require_sources(config)
