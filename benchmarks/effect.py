@@ -105,6 +105,8 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--steps", type=int, default=250 if on_gpu() else 2, help="of each arm")
     add("--timed", type=int, default=20 if on_gpu() else 2, help="steps that are timed of each objective")
     add("--out", type=Path, default=ROOT / "runs/effect")
+    others = "results of other seeds, made elsewhere, which count too in what is written"
+    add("--with", nargs="*", dest="others", metavar="FILE", type=Path, default=[], help=others)
     add("--set", nargs="*", default=[], help="overrides of experiment=effect, as model.fp32_residual=true")
     return parser.parse_args(words)
 
@@ -145,7 +147,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def report(arguments: argparse.Namespace) -> None:
     """The result of all that is there."""
-    rows = effect_report.read(arguments.out)
+    rows = effect_report.read(arguments.out, arguments.others)
     missing = [
         f"{name} of seed {seed}"
         for seed in arguments.seeds
@@ -177,13 +179,11 @@ def is_done(folder: Path, arguments: argparse.Namespace) -> bool:
     file = folder / effect_report.FILE
     if not file.exists():
         return False
-    there = json.loads(file.read_text())["settings"]
-    of_arms = ("steps",) if folder.name == FIRST else ()
-    differing = [key for key, value in settings(arguments).items() if key not in of_arms and there.get(key) != value]
-    if differing:
+    there, ours = json.loads(file.read_text()), settings(arguments)
+    if differing := effect_report.different(there, ours):
+        key = differing[0]
         fail(
-            f"{file} was made with {differing[0]}={there.get(differing[0])}, "
-            f"not {settings(arguments)[differing[0]]}: set another --out, or the same"
+            f"{file} was made with {key}={there['settings'].get(key)}, not {ours[key]}: set another --out, or the same"
         )
     return True
 

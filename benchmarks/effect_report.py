@@ -46,26 +46,47 @@ class Finding:
     failed: int
 
 
-def read(folder: Path) -> list[Row]:
-    """Every run that is done, by seed and then in the order of the arms.
+def read(folder: Path, others: Sequence[Path] = ()) -> list[Row]:
+    """Every run that is done, here or in results of ``others``, by seed and then in the order of the arms.
 
     Raises:
-        ValueError: where arms of one seed did not start from the same weights.
+        ValueError: where a file holds no such results, a run is there twice, arms of one seed did not start from the
+            same weights, or runs are not comparable.
     """
-    from benchmarks.effect import ARMS
-
-    order = [FIRST, *ARMS]
-    files = (folder / f"{seed.name}/{arm}/{FILE}" for seed in sorted(folder.glob("seed_*")) for arm in order)
-    rows = [json.loads(file.read_text()) | {"file": str(file)} for file in files if file.exists()]
-    starts: dict[int, Row] = {}
-    for row in rows:
-        other = starts.setdefault(row["seed"], row)
-        if row["start"] != other["start"]:
+    rows = [json.loads(file.read_text()) | {"file": str(file)} for file in folder.glob(f"seed_*/*/{FILE}")]
+    for file in others:
+        rows += [row | {"file": str(file)} for row in _rows_of(file)]
+    like = max(rows, key=lambda row: row["arm"] != FIRST, default={})
+    first: dict[int, Row] = {}
+    there: dict[tuple[int, str], Row] = {}
+    for row in sorted(rows, key=lambda row: (row["seed"], _order(row))):
+        begun, same = first.setdefault(row["seed"], row), there.setdefault((row["seed"], row["arm"]), row)
+        if same is not row:
+            raise ValueError(f"{row['arm']} of seed {row['seed']} is in {same['file']} and in {row['file']}: take one")
+        if row["start"] != begun["start"]:
             raise ValueError(
-                f"{row['file']} began from other weights than {other['file']}: remove that seed's folder, or "
+                f"{row['file']} began from other weights than {begun['file']}: remove that seed's folder, or "
                 "bring its results and its first/hf from one place"
             )
-    return rows
+        if differing := different(row, like["settings"]):
+            raise ValueError(f"{row['file']} and {like['file']} differ in {differing[0]}: they are no one result")
+    return [*there.values()]
+
+
+def _rows_of(file: Path) -> list[Row]:
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} is no result: {error}") from error
+    if found.get("benchmark") != "effect":
+        raise ValueError(f"{file} is no result of benchmarks/effect.py")
+    return found["rows"]
+
+
+def different(row: Row, settings: Row) -> list[str]:
+    """The settings that make ``row`` no part of one result with runs of ``settings``."""
+    of_arms = ("steps",) if row["arm"] == FIRST else ()
+    return [key for key, value in settings.items() if key not in of_arms and row["settings"].get(key) != value]
 
 
 # --- statistics

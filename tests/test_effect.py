@@ -129,11 +129,41 @@ def test_an_arm_that_is_none_and_other_settings_are_one_line(tmp_path, capsys):
     folder = tmp_path / "seed_42/ce"
     folder.mkdir(parents=True)
     there = effect.settings(effect.parsed([])) | {"samples": 3}
-    (folder / "result.json").write_text(json.dumps({"settings": there}))
+    (folder / "result.json").write_text(json.dumps({"arm": "ce", "settings": there}))
 
     with pytest.raises(SystemExit, match="2"):
         effect.is_done(folder, effect.parsed([]))
     assert "result.json was made with samples=3, not 2: set another --out" in capsys.readouterr().err
+
+
+def test_results_of_other_seeds_count_too_and_no_others(rows, tmp_path):
+    there, here = [r for r in rows if r["seed"] > 1], [r for r in rows if r["seed"] <= 1]
+    for each in here:
+        folder = tmp_path / f"seed_{each['seed']}" / each["arm"]
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps(each))
+
+    def other(**changed) -> list:
+        file = tmp_path / "other.json"
+        file.write_text(json.dumps({"benchmark": "effect", "rows": [each | changed for each in there]}))
+        return [file]
+
+    found = effect_report.read(tmp_path, other())
+
+    assert effect_report.summary(found) == effect_report.summary(rows)
+    assert effect_report.summary(effect_report.read(tmp_path)) != effect_report.summary(rows)
+    settings = there[0]["settings"]
+    for changed, expected in (
+        ({"settings": settings | {"samples": 9}}, "differ in samples: they are no one result"),
+        ({"seed": 1, "start": "1"}, "first of seed 1 is in .*seed_1/first/result.json and in .*other.json: take one"),
+        ({"start": "elsewhere", "seed": 1, "arm": "sft"}, "other.json began from other weights than .*seed_1/first"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            effect_report.read(tmp_path, other(**changed))
+    for text, expected in (("{}", "is no result of benchmarks/effect.py"), ("{", "is no result: ")):
+        (tmp_path / "other.json").write_text(text)
+        with pytest.raises(ValueError, match=expected):
+            effect_report.read(tmp_path, [tmp_path / "other.json"])
 
 
 def test_a_seed_that_fails_is_one_line_that_names_its_log(tmp_path, capsys):
