@@ -28,7 +28,8 @@ def run(arguments: argparse.Namespace, words: list[str]) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     waiting, running, failed = list(arguments.seeds), {}, []
     seen = set(arguments.out.glob(f"seed_*/*/{FILE}"))
-    # The time of a step is measured alone on its GPU, before seeds begin there.
+    # The time of a step is measured before any seed begins, on whatever GPU: steps this short wait for the host, and
+    # beside three seeds that were starting CDT's took 2.2 of ce's in place of 1.4.
     if arguments.only:
         running["times"] = _started(arguments, words, "times", 0, begun)
     try:
@@ -52,11 +53,12 @@ def run(arguments: argparse.Namespace, words: list[str]) -> None:
 
 
 def _free_gpu(arguments: argparse.Namespace, running: dict) -> int | None:
-    """The one with the fewest processes; None where each is measuring or has its share."""
+    """The one with the fewest processes; None while times are measured, or where each has its share."""
+    if "times" in running:
+        return None
     count = max(1, torch.cuda.device_count())
     used = [gpu for _, gpu in running.values()]
-    measuring = running["times"][1] if "times" in running else None
-    free = [gpu for gpu in range(count) if gpu != measuring and used.count(gpu) < -(-arguments.jobs // count)]
+    free = [gpu for gpu in range(count) if used.count(gpu) < -(-arguments.jobs // count)]
     return min(free, key=used.count, default=None)
 
 

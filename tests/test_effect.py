@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from benchmarks import effect, effect_report
+from benchmarks import effect, effect_jobs, effect_report
 from nemo_cdt.analysis.subject import load, read_config
 from nemo_cdt.config import Precision
 from nemo_cdt.data.documents import TokenType
@@ -134,6 +134,17 @@ def test_an_arm_that_is_none_and_other_settings_are_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         effect.is_done(folder, effect.parsed([]))
     assert "result.json was made with samples=3, not 2: set another --out" in capsys.readouterr().err
+
+
+def test_no_seed_begins_while_steps_are_timed_and_gpus_share_them_evenly(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    arguments = effect.parsed(["--jobs", "3"])
+
+    def free(*names: str) -> int | None:
+        return effect_jobs._free_gpu(arguments, {name: (None, number % 2) for number, name in enumerate(names)})
+
+    assert free("times") is None
+    assert [free(), free("a"), free("a", "b"), free("a", "b", "c", "d")] == [0, 1, 0, None]
 
 
 def test_results_of_other_seeds_count_too_and_no_others(rows, tmp_path):
