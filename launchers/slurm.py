@@ -5,6 +5,7 @@ before a job's time is over, and when it preempts: the run saves and exits with 
 """
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from nemo_cdt.launcher import Submit
 def render(config: Config) -> str:
     """The script, and the commands that submit it."""
     if config.launcher.submit is Submit.sbatch:
-        commands = [submission(config, f"$job{i}" if i else None) for i in range(config.launcher.chain)]
+        commands = [submission(config, [f"$job{j + 1}" for j in range(i)]) for i in range(config.launcher.chain)]
         return script(config) + "".join(f"\n# job{i + 1}=$({command})" for i, command in enumerate(commands)) + "\n"
     from launchers.slurm_nemo_run import dryrun
 
@@ -48,9 +49,12 @@ def script(config: Config) -> str:
     )
 
 
-def submission(config: Config, after: str | None) -> str:
-    """The command that submits the script: as it is, or to start where job ``after`` did not reach the end."""
-    depends = f" --dependency=afternotok:{after} --kill-on-invalid-dep=yes" if after else ""
+def submission(config: Config, after: Sequence[str]) -> str:
+    """The command that submits the script: as it is, or to start where no job of ``after`` has reached the end.
+
+    All of them, not the last: one that was not needed is CANCELLED, which is not ok either.
+    """
+    depends = f" --dependency=afternotok:{':'.join(after)} --kill-on-invalid-dep=yes" if after else ""
     return f"sbatch --parsable{depends} {shlex.quote(f'{logs(config)}/job.sh')}"
 
 

@@ -53,7 +53,7 @@ class Slurm:
         ids: list[str] = []
         for _ in range(config.launcher.chain):
             # on several clusters of one Slurm it answers ID;CLUSTER
-            ids.append(self._must(slurm.submission(config, ids[-1] if ids else None)).split(";")[0].strip())
+            ids.append(self._must(slurm.submission(config, ids)).split(";")[0].strip())
         return ids
 
     def state(self, job: Job) -> State:
@@ -62,7 +62,8 @@ class Slurm:
         rows = list(csv.DictReader(table.splitlines(), delimiter="|"))
         states = {row["JobID"]: row["State"].split()[0] for row in rows}
         lines = [
-            f"job {row['JobID']}: {row['State']}, {row['Elapsed']}, on {row['NodeList']}, exit code {row['ExitCode']}"
+            f"job {row['JobID']}: {row['State']}, {row['Elapsed']}, on {row['NodeList']}"
+            + (f", exit code {row['ExitCode']}" if states[row["JobID"]] in ENDED else "")
             for row in rows
         ]
         one_is_enough = len(job.ids) > 1  # of a chain
@@ -87,6 +88,9 @@ class Slurm:
         return text
 
     def cancel(self, job: Job) -> None:
+        """Raises ValueError where it has ended."""
+        if self.state(job).ended:
+            raise ValueError(f"{job.output} does not run: its job has ended")
         self._must(f"scancel {' '.join(map(shlex.quote, job.ids))}")
 
     def _must(self, command: str) -> str:

@@ -97,7 +97,7 @@ def _experiment(config: Config) -> "Iterator[tuple[Experiment, Path]]":
                     ),
                     executor=_executor(config, folder),
                     name=f"{TASK}-{index + 1}" if launcher.chain > 1 else TASK,
-                    dependencies=[f"{TASK}-{index}"] if index else None,
+                    dependencies=[f"{TASK}-{earlier + 1}" for earlier in range(index)] or None,
                 )
             yield experiment, folder
 

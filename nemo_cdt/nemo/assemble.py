@@ -135,7 +135,7 @@ def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTModel, RowDataMo
     trainer = _trainer(config, on_gpu, SampleWriter(output / "sample.json", tokenizer), lora)
     resume_from = latest_checkpoint(output / "checkpoints") if config.resume else None
     if config.resume and not resume_from:
-        log.info(f"resume=true, but {output / 'checkpoints'} has no finished checkpoint: this run starts from step 0")
+        log.info(f"nothing to resume in {output / 'checkpoints'}: this run starts from step 0")
     logged = _logger(config, output, step_of(resume_from) if resume_from else 0).setup(trainer, resume_if_exists=True)
     logged.files_to_move = []  # NeMo would move the files of OUTPUT, config.yaml and metrics.jsonl too, into run_0
     nl.AutoResume(

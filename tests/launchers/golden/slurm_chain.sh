@@ -31,4 +31,4 @@ exit "$code"
 
 # job1=$(sbatch --parsable /lustre/me/runs/rows_llama31_8b_32k/slurm/job.sh)
 # job2=$(sbatch --parsable --dependency=afternotok:$job1 --kill-on-invalid-dep=yes /lustre/me/runs/rows_llama31_8b_32k/slurm/job.sh)
-# job3=$(sbatch --parsable --dependency=afternotok:$job2 --kill-on-invalid-dep=yes /lustre/me/runs/rows_llama31_8b_32k/slurm/job.sh)
+# job3=$(sbatch --parsable --dependency=afternotok:$job1:$job2 --kill-on-invalid-dep=yes /lustre/me/runs/rows_llama31_8b_32k/slurm/job.sh)
