@@ -1,4 +1,5 @@
 import logging
+from collections.abc import Iterator
 
 import pytest
 
@@ -8,6 +9,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(autouse=True)
-def heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command that an earlier test ran in this process has kept our log to itself."""
-    monkeypatch.setattr(logging.getLogger("nemo_cdt"), "propagate", True)
+def heard(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A command that an earlier test ran in this process has kept our log to itself; NeMo-Run mutes all others'."""
+    ours = logging.getLogger("nemo_cdt")
+    monkeypatch.setattr(ours, "propagate", True)
+    level = ours.level
+    ours.setLevel(logging.INFO)
+    yield
+    ours.setLevel(level)
