@@ -92,7 +92,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--seeds", type=numbers, default=[42, 43, 44, 45, 46, 47], help="by commas")
     add("--jobs", type=int, default=1, help="seeds at a time, each in a process of its own; 0: as one of several")
-    only = f"arms by commas, of {','.join(ARMS)}; ce is always one. first: no arm yet. times: of the steps, alone"
+    only = f"arms by commas, in their order, of {','.join(ARMS)}; ce is always the first. first: none yet. times: no run"
     add("--only", type=arms, default=list(ARMS), help=only)
     add("--minutes", type=float, default=math.inf, help="no arm begins that would not end before")
     add("--lengths", type=numbers, default=[768, 1024, 2048] if on_gpu() else [1024], help="of the questions")
@@ -121,7 +121,7 @@ def arms(text: str) -> list[str] | str:
     asked = ["ce", *text.split(",")]
     if unknown := set(asked) - set(ARMS):
         raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: no arm; there are {', '.join(ARMS)}")
-    return [name for name in ARMS if name in asked]
+    return [*dict.fromkeys(asked)]
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -148,11 +148,12 @@ def run(arguments: argparse.Namespace) -> None:
 def report(arguments: argparse.Namespace) -> None:
     """The result of all that is there."""
     rows = effect_report.read(arguments.out, arguments.others)
+    there = {(row["seed"], row["arm"]) for row in rows}
     missing = [
         f"{name} of seed {seed}"
-        for seed in arguments.seeds
+        for seed in sorted({*arguments.seeds, *(seed for seed, _ in there)})
         for name in (FIRST, *arguments.only)
-        if not is_done(arguments.out / f"seed_{seed}" / name, arguments)
+        if (seed, name) not in there
     ]
     if not any(row["arm"] != FIRST for row in rows):
         print(f"no arm is done in {arguments.out} yet")

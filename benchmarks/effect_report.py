@@ -23,6 +23,9 @@ FIRST, PLAIN = "first", "ce"
 BUDGETS = {"steps": "as many steps as ce", "time": "as much time as ce"}
 COLORS, MARKERS = {"steps": "#0072B2", "time": "#D55E00"}, {"steps": "o", "time": "s"}
 FIGURES = ("accuracy", "loss", "critical_supporting", "base_supporting", "critical_interference", "base_interference")
+OTHER_TIME = "time of another session"
+ALIKE = 0.1
+"""How far the times of a step may differ in two sessions that share the budget ``time``."""
 Cell = tuple[int, int] | None
 """Length and hops; None: all of them, each weighing the same."""
 
@@ -53,9 +56,9 @@ def read(folder: Path, others: Sequence[Path] = ()) -> list[Row]:
         ValueError: where a file holds no such results, a run is there twice, arms of one seed did not start from the
             same weights, or runs are not comparable.
     """
-    rows = [json.loads(file.read_text()) | {"file": str(file)} for file in folder.glob(f"seed_*/*/{FILE}")]
-    for file in others:
-        rows += [row | {"file": str(file)} for row in _rows_of(file)]
+    ours = [json.loads(file.read_text()) | {"file": str(file)} for file in folder.glob(f"seed_*/*/{FILE}")]
+    theirs = [row | {"file": str(file)} for file in others for row in _rows_of(file)]
+    rows = ours + [_without_other_time(row, ours) for row in theirs]
     like = max(rows, key=lambda row: row["arm"] != FIRST, default={})
     first: dict[int, Row] = {}
     there: dict[tuple[int, str], Row] = {}
@@ -81,6 +84,18 @@ def _rows_of(file: Path) -> list[Row]:
     if found.get("benchmark") != "effect":
         raise ValueError(f"{file} is no result of benchmarks/effect.py")
     return found["rows"]
+
+
+def _without_other_time(row: Row, ours: Sequence[Row]) -> Row:
+    """``row`` without its budget ``time`` where a step of its objective took another time in our session."""
+    times = [one["relative_time"] for one in ours if one["arm"] != FIRST and _objective(one) == _objective(row)]
+    if row["arm"] == FIRST or all(abs(row["relative_time"] / time - 1) <= ALIKE for time in times):
+        return row
+    return row | {"budgets": {OTHER_TIME if name == "time" else name: of for name, of in row["budgets"].items()}}
+
+
+def _objective(row: Row) -> str:
+    return row["arm"].partition("_")[0]
 
 
 def different(row: Row, settings: Row) -> list[str]:
@@ -242,6 +257,12 @@ def _result(rows: Sequence[Row], found: Sequence[Finding], missing: Sequence[str
 def _notices(rows: Sequence[Row], missing: Sequence[str]) -> list[str]:
     notices = [f"Not done yet: {', '.join(missing)}."] if missing else []
     notices += [f"{row['arm']} of seed {row['seed']} failed: {row['error']}" for row in rows if "error" in row]
+    if others := [row for row in rows if OTHER_TIME in row["budgets"]]:
+        steps = ", ".join(sorted({f"{_objective(row)} {row['budgets'][OTHER_TIME]['steps']}" for row in others}))
+        notices.append(
+            f"{len(others)} runs of another session count for as many steps alone: there a step's time was another "
+            f"part of ce's, and so the steps that fit into its time ({steps})."
+        )
     if early := [str(row["seed"]) for row in rows if row["arm"] == FIRST and not row["reached"]]:
         notices.append(
             f"The first phase did not reach its accuracy for seed {', '.join(early)}; it stays in all means."
@@ -322,8 +343,8 @@ def _training(rows: Sequence[Row]) -> Table:
             [
                 arm,
                 *(means(arm, logged(name)) for name in names),
-                means(arm, lambda row: row["relative_time"]),
-                means(arm, lambda row: row["budgets"]["time"]["steps"]),
+                means(arm, lambda row: row["relative_time"] if "time" in row["budgets"] else math.nan),
+                means(arm, lambda row: row["budgets"].get("time", {}).get("steps", math.nan)),
             ]
             for arm in arms
         ],

@@ -177,6 +177,27 @@ def test_results_of_other_seeds_count_too_and_no_others(rows, tmp_path):
             effect_report.read(tmp_path, [tmp_path / "other.json"])
 
 
+def test_the_time_of_another_session_is_not_pooled_with_ours(rows, tmp_path):
+    for each in (r for r in rows if r["seed"] <= 1):
+        (folder := tmp_path / f"seed_{each['seed']}" / each["arm"]).mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps(each))
+    theirs = [r | {"relative_time": 2.5} if r["arm"].startswith("cdt") else r for r in rows if r["seed"] > 1]
+    (other := tmp_path / "other.json").write_text(json.dumps({"benchmark": "effect", "rows": theirs}))
+
+    found = effect_report.read(tmp_path, [other])
+
+    def seeds(arm: str, budget: str) -> int:
+        return finding(found, arm, "accuracy", budget, None).mean.count
+
+    assert [seeds("cdt_gradient_10", b) for b in ("steps", "time")] == [5, 2]
+    assert [seeds("longce", b) for b in ("steps", "time")] == [5, 5]
+    page = effect_report._result(found, effect_report.summary(found), [])
+    assert [n for n in page.notices if n.startswith("3 runs of another session") and "(cdt 2)" in n]
+    every = next(table for table in page.tables if table.title == "Every seed")
+    assert sum(line[2] == effect_report.OTHER_TIME for line in every.rows) == 3
+    effect_report.write(tmp_path, found, effect_report.summary(found), [], "python")
+
+
 def test_a_seed_that_fails_is_one_line_that_names_its_log(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         effect.main(
