@@ -92,7 +92,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--seeds", type=numbers, default=[42, 43, 44, 45, 46, 47], help="by commas")
     add("--jobs", type=int, default=1, help="seeds at a time, each in a process of its own; 0: as one of several")
-    only = f"arms by commas, in their order, of {','.join(ARMS)}; ce is always the first. first: none yet. times: no run"
+    only = f"arms by commas, done in that order, of {','.join(ARMS)}; ce comes first. first: none yet"
     add("--only", type=arms, default=list(ARMS), help=only)
     add("--minutes", type=float, default=math.inf, help="no arm begins that would not end before")
     add("--lengths", type=numbers, default=[768, 1024, 2048] if on_gpu() else [1024], help="of the questions")
