@@ -161,7 +161,8 @@ def report(arguments: argparse.Namespace) -> None:
     results = Results("effect", arguments.out, settings(arguments))
     results.rows = rows
     summary = effect_report.summary(rows)
-    results.write(missing=missing, summary=effect_report.as_json(summary))
+    times = {file.stem: json.loads(file.read_text()) for file in arguments.out.glob("times_*.json")}
+    results.write(missing=missing, times=times, summary=effect_report.as_json(summary))
     effect_report.write(arguments.out, rows, summary, missing, command())
     print(
         f"{results.path}\n{arguments.out / 'report.html'}\n{len(missing)} of the runs asked for are missing", flush=True
