@@ -3,14 +3,17 @@
 import json
 import sys
 import time
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
 from omegaconf import OmegaConf
 
-from nemo_cdt.config import Config
+from launchers import slurm
+from nemo_cdt.config import Config, DataName
 from nemo_cdt.launcher import Launcher, LauncherName
+from nemo_cdt.nemo.console import PYNVML
 from nemo_cdt.validation import require_sources, sources
 
 JOB = "job.json"
@@ -20,12 +23,16 @@ POLL = 5.0
 
 @dataclass(frozen=True)
 class State:
-    """``lines`` for people, told again when ``phase`` changes; ``ended`` and ``succeeded`` of the run as a whole."""
+    """``lines`` for people, told again when ``phase`` changes; ``ended`` and ``succeeded`` of the run as a whole.
+
+    ``saved``: of one that ended and did not succeed, what is left of it.
+    """
 
     lines: list[str]
     phase: str
     ended: bool
     succeeded: bool
+    saved: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class Cluster(Protocol):
     """What runs jobs. It remembers how much of a log it has given."""
 
     def submit(self, config: Config) -> list[str]: ...
+    def is_alive(self, job: Job) -> bool: ...
     def state(self, job: Job) -> State: ...
     def new_log(self, job: Job) -> str: ...
     def cancel(self, job: Job) -> None: ...
@@ -68,15 +76,14 @@ def launch_job(config: Config) -> None:
     Raises:
         SystemExit: with 1 for a job that failed, 130 where Ctrl-C ended the following and not the job.
     """
+    warnings.filterwarnings("ignore", PYNVML)  # transformers and NeMo-Run import torch
+    for note in notes(config):
+        print(f"note: {note}", file=sys.stderr)
     if config.launcher.dryrun:
-        try:
-            require_sources(config)
-        except ValueError as error:
-            print(f"note: as it stands this job would not start: {error}", file=sys.stderr)
-        if config.launcher.elsewhere and (there := sources(config)):
-            print(f"not checked here: {' '.join(f'{k}={v}' for k, v in there.items())}: the job does", file=sys.stderr)
         print(render(config), end="", flush=True)
         return
+    require_data(config)
+    require_idle(config.output)
     cluster = cluster_of(config.launcher)
     job = Job(config.launcher, config.output, cluster.submit(config))
     remember(job)
@@ -85,11 +92,57 @@ def launch_job(config: Config) -> None:
         follow(cluster, job)
 
 
+def notes(config: Config) -> list[str]:
+    """What is not as it should be, or cannot be told here, and does not keep the job from being shown or submitted."""
+    launcher, there = config.launcher, sources(config)
+    found = [
+        f"launcher.{key}={value} has no effect without launcher.{needed}"
+        for key, needed in (("mounts", "image"), ("user", "host"), ("identity", "host"))
+        if (value := getattr(launcher, key)) and getattr(launcher, needed) is None
+    ]
+    if launcher.elsewhere and there:
+        found.append(f"not checked here: {' '.join(f'{k}={v}' for k, v in there.items())}: the job does")
+    image = slurm.image(config) if launcher.name is LauncherName.slurm else None
+    if image and image.startswith("/") and not launcher.elsewhere and not exists(image):
+        found.append(f"launcher.image={image} is not on this machine: is it on the nodes?")
+    if launcher.dryrun:
+        missing = [] if launcher.elsewhere else [f"{k}={v} does not exist" for k, v in there.items() if not exists(v)]
+        try:
+            require_sources(config)
+            require_data(config)
+        except ValueError as error:
+            missing += [] if missing else [str(error)]
+        found += [f"as it stands this job would not start: {error}" for error in missing]
+    return found
+
+
+def exists(path: str) -> bool:
+    return Path(path).exists()
+
+
+def require_data(config: Config) -> None:
+    """Raise ValueError where questions do not fit into a row; where their tokenizer is elsewhere, the job finds out."""
+    if config.data.name is DataName.multihop and (config.tokenizer == "byte" or exists(config.tokenizer)):
+        from nemo_cdt.data.split import require_room
+        from nemo_cdt.data.tokenizer import load_tokenizer
+
+        require_room(config.data, load_tokenizer(config.tokenizer))
+
+
+def require_idle(output: str) -> None:
+    """Raise ValueError where a job that was submitted from here still trains into OUTPUT, or will."""
+    if not Path(output, JOB).exists():
+        return
+    job = recall(Path(output))
+    if cluster_of(job.launcher).is_alive(job):
+        raise ValueError(
+            f"output={output} is in use by job {' '.join(job.ids)}: nemo-cdt cancel {output}, or set another output"
+        )
+
+
 def render(config: Config) -> str:
     """What :func:`launch_job` would run: a script and the commands that submit it, or manifests."""
     if config.launcher.name is LauncherName.slurm:
-        from launchers import slurm
-
         return slurm.render(config)
     from launchers import kubernetes
 
@@ -113,7 +166,8 @@ def follow(cluster: Cluster, job: Job) -> None:
         print(f"\nThe job goes on: nemo-cdt status|logs|cancel {job.output}", file=sys.stderr)
         raise SystemExit(130) from None
     if not state.succeeded:
-        print(f"error: the job of output={job.output} failed, for the reason above", file=sys.stderr)
+        words = f"the job of output={job.output} ended before its run did, as told above"
+        print(f"error: {': '.join(filter(None, (words, state.saved)))}", file=sys.stderr)
         raise SystemExit(1)
 
 
@@ -121,7 +175,7 @@ def status(run: Path) -> int:
     """Print the state of RUN's job; the exit code, 1 where it failed."""
     job = recall(run)
     state = cluster_of(job.launcher).state(job)
-    print(*state.lines, sep="\n")
+    print(*filter(None, (*state.lines, state.saved)), sep="\n")
     return int(state.ended and not state.succeeded)
 
 

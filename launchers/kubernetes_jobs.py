@@ -48,6 +48,17 @@ class Kubernetes:
             created.append(manifest)
         return [created[-1]["metadata"]["name"]]
 
+    def is_alive(self, job: Job) -> bool:
+        """False also where the cluster knows it no more."""
+        from kubernetes.client import ApiException
+
+        try:
+            return not self.state(job).ended
+        except ValueError as error:
+            if isinstance(error.__cause__, ApiException) and error.__cause__.status == 404:
+                return False
+            raise
+
     def state(self, job: Job) -> State:
         with _asking(f"output={job.output}"):
             found = self._jobs.get_namespaced_custom_object(*self._where(), name=job.ids[0]).get("status", {})

@@ -15,24 +15,25 @@ from pathlib import Path
 import psutil
 
 from launchers.baseline import with_baseline
-from launchers.jobs import JOB, Job, remember
+from launchers.jobs import JOB, Job, remember, require_idle
 from launchers.local_jobs import this_process
 from nemo_cdt.config import Config, save
 from nemo_cdt.describe import describe
 from nemo_cdt.doctor import training_blockers
 from nemo_cdt.ending import LAUNCHER
 from nemo_cdt.mistakes import fail
+from nemo_cdt.nemo.console import PYNVML
 
 TRAIN = "nemo_cdt.nemo.train"
 BEFORE_TRAINING = ("init", ".init.lock", "tokenizer", ".tokenizer.lock", "key_tokens.npz", ".key_tokens.lock", "index")
 """In OUTPUT, what a start writes before it knows that it can train."""
-PYNVML = "The pynvml package is deprecated"
 
 
 def launch_local(config: Config) -> None:
     """Train ``config``, then its ``compare_to``; write the report; print what OUTPUT holds."""
     for blocker in training_blockers():
         fail(blocker)
+    require_idle(config.output)
     for run in with_baseline(config):
         _train(run)
     if config.report:

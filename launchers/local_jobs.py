@@ -22,6 +22,9 @@ class Local:
     def submit(self, config: Config) -> list[str]:
         raise NotImplementedError("launchers/local.py runs it")
 
+    def is_alive(self, job: Job) -> bool:
+        return self._process(job) is not None
+
     def state(self, job: Job) -> State:
         running, config = self._process(job) is not None, load(Path(job.output, "config.yaml"))
         last = Path(job.output, "checkpoints/last")

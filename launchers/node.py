@@ -32,6 +32,14 @@ PATIENCE = 900
 """Seconds in which all nodes must have come."""
 
 
+AFTER_SIGTERM = (
+    "asyncio",
+    "nvidia_resiliency_ext.fault_tolerance.launcher",
+    "nvidia_resiliency_ext.fault_tolerance._torch_elastic_compat.multiprocessing.api",
+)
+"""Who calls an end that was asked for a failure, at length; of a real one we say more (:func:`_explain`)."""
+
+
 @dataclass(frozen=True)
 class Place:
     """This node among those of the job, and where they meet."""
@@ -82,6 +90,8 @@ class Place:
 
 
 def main() -> None:
+    if len(sys.argv) != 2:
+        _fail("usage: python -m launchers.node CONFIG, a file of recipes/cdt_llama31.py --cfg job", 2)
     file = Path(sys.argv[1])
     with reported():
         config = of_array_task(load(file), os.environ.get("SLURM_ARRAY_TASK_ID"))
@@ -96,6 +106,9 @@ def main() -> None:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a node that leaves first is a warning
         os.environ.setdefault("PYTHONWARNINGS", f"ignore:{PYNVML}")
         warnings.filterwarnings("ignore", PYNVML)
+        if place.nodes > 1:
+            where = f"{place.address}:{place.port}, for {PATIENCE} seconds at most"
+            print(f"node {place.rank} of {place.nodes}, {socket.gethostname()}, waits for all at {where}", flush=True)
         with tempfile.TemporaryDirectory(prefix="nemo_cdt-") as folder:
             for index, run in enumerate(with_baseline(config)):
                 save(run, Path(folder, f"{index}.yaml"))
@@ -133,6 +146,8 @@ def _train(run: Config, place: Place, file: Path) -> None:
         from nvidia_resiliency_ext.fault_tolerance import launcher as elastic
 
         logging.getLogger("nvidia_resiliency_ext").setLevel(logging.ERROR)  # as LOGLEVEL, which it does not read
+        for name in AFTER_SIGTERM:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     else:
         from torch.distributed import run as elastic
     settings = _arguments(run, place) + (_watched(run) if resilient else _unwatched(run))

@@ -1,6 +1,7 @@
 """What is of a site alone, from a file of the user's own: never from this repository."""
 
 import os
+from collections.abc import Collection
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,14 @@ def site_file(config: Config) -> Path:
     return Path(named) if named else Path.home() / ".config/nemo_cdt/site.yaml"
 
 
-def with_site(config: Config) -> Config:
+def with_site(config: Config, stated: Collection[str] = ()) -> Config:
     """``config`` with the site's values where ``launcher`` has none. The file has a section for each launcher::
 
         slurm: {account: ..., partition: ..., image: ..., mounts: [...], env: {...}}
         kubernetes: {namespace: ..., image: ..., workdir: ..., volumes: {...}}
 
-    A value may be ``${oc.env:NAME}``. Of ``env`` and other mappings the command line's entries win, one by one.
+    A value may be ``${oc.env:NAME}``. Of ``env`` and other mappings the command line's entries win, one by one; keys
+    that it has ``stated``, as image=null, win too.
 
     Raises:
         ValueError: for a file that is named and missing, or a key that no site has.
@@ -50,7 +52,7 @@ def with_site(config: Config) -> Config:
         here = getattr(launcher, key)
         if isinstance(here, dict):
             changes[key] = value | here
-        elif here == unset[key]:
+        elif here == unset[key] and key not in stated:
             changes[key] = value
     return replace(config, launcher=_typed(replace(launcher, **changes), file))
 
@@ -63,6 +65,9 @@ def _section(file: Path, name: LauncherName) -> dict[str, Any]:
         raise ValueError(f"{file}, line {line}: {error.problem or 'this is no YAML'}") from error
     except (OmegaConfBaseException, YAMLError, OSError) as error:
         raise ValueError(f"{file}: {str(error).splitlines()[0]}") from error
+    sections = [launcher.value for launcher in LauncherName if launcher is not LauncherName.local]
+    if unknown := [str(key) for key in loaded or () if key not in sections]:
+        raise ValueError(f"{file}: {unknown[0]} is no section: there are {', '.join(sections)}")
     section = (loaded or {}).get(name.value, {}) if isinstance(loaded, dict) else None
     if not isinstance(section, dict):
         raise ValueError(f"{file} must have a section {name}: with keys of launcher={name}")

@@ -1,9 +1,11 @@
 """A run as a job of Slurm: a script for ``sbatch``, or NeMo-Run's executor, from the same configuration.
 
 One task a node, which is launchers/node.py: it starts torchrun there. Slurm sends SIGTERM ``launcher.grace`` seconds
-before a job's time is over, and when it preempts: the run saves and exits with 143, and the job is requeued.
+before a job's time is over, and when it preempts: the run saves and exits with 143, and the job is requeued, as it is
+after a failure; not after a user's mistake, exit code 2, which ends a chain too.
 """
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,20 +13,33 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from omegaconf import OmegaConf
 
 from launchers.names import environment, gpus, job_name
 from nemo_cdt.config import Config
 from nemo_cdt.launcher import Submit
 
+SQUASHED = (".sqsh", ".sqfs", ".squashfs")
+
 
 def render(config: Config) -> str:
-    """The script, and the commands that submit it."""
+    """The script, the commands that submit it, and the configuration that it reads."""
     if config.launcher.submit is Submit.sbatch:
-        commands = [submission(config, [f"$job{j + 1}" for j in range(i)]) for i in range(config.launcher.chain)]
-        return script(config) + "".join(f"\n# job{i + 1}=$({command})" for i, command in enumerate(commands)) + "\n"
-    from launchers.slurm_nemo_run import dryrun
+        ids = [f"job{index + 1}" for index in range(config.launcher.chain)]
+        commands = [submission(config, [f"${earlier}" for earlier in ids[:index]]) for index in range(len(ids))]
+        text = script(config) + _commented([f"{i}=$({command})" for i, command in zip(ids, commands, strict=True)])
+    else:
+        from launchers.slurm_nemo_run import dryrun
 
-    return dryrun(config)
+        text, commands = dryrun(config)
+        text += _commented(commands)
+    submitted = replace(config, launcher=replace(config.launcher, dryrun=False))
+    as_yaml = OmegaConf.to_yaml(OmegaConf.structured(as_it_runs(submitted)))
+    return text + _commented([f"{config_file(config)}:", *as_yaml.splitlines()])
+
+
+def _commented(lines: Sequence[str]) -> str:
+    return "\n" + "".join(f"# {line}".rstrip() + "\n" for line in lines)
 
 
 def script(config: Config) -> str:
@@ -44,6 +59,7 @@ def script(config: Config) -> str:
             srun=[*srun(config), *_container(config)],
             command=command(config),
             requeues=launcher.requeues,
+            cancel=cancellation([job_name(config)]) if launcher.chain > 1 else [],
         )
         + "\n"
     )
@@ -56,6 +72,11 @@ def submission(config: Config, after: Sequence[str]) -> str:
     """
     depends = f" --dependency=afternotok:{':'.join(after)} --kill-on-invalid-dep=yes" if after else ""
     return f"sbatch --parsable{depends} {shlex.quote(f'{logs(config)}/job.sh')}"
+
+
+def cancellation(names: Sequence[str]) -> list[str]:
+    """Shell lines that cancel the jobs of a chain that have not begun."""
+    return [f"scancel --quiet --me --state=PENDING --name={name}" for name in names]
 
 
 def resources(config: Config) -> dict[str, Any]:
@@ -85,20 +106,32 @@ def setup(config: Config) -> list[str]:
 
 
 def srun(config: Config) -> list[str]:
-    """A node that saved and left must not end another one that still saves."""
-    return ["--kill-on-bad-exit=0", f"--wait={config.launcher.grace}"]
+    """A node that saved and left must not end another one that still saves; and srun inherits no CPUs of the job."""
+    cpus = config.launcher.cpus_per_task
+    return ["--kill-on-bad-exit=0", f"--wait={config.launcher.grace}", *([f"--cpus-per-task={cpus}"] if cpus else [])]
 
 
 def _container(config: Config) -> list[str]:
     """Pyxis' options; none without an image."""
-    launcher = config.launcher
-    if launcher.image is None:
+    if (of := image(config)) is None:
         return []
     return [
-        f"--container-image={launcher.image}",
+        f"--container-image={of}",
         f"--container-mounts={','.join(mounts(config))}",
         f"--container-workdir={workdir(config)}",
     ]
+
+
+def image(config: Config) -> str | None:
+    """``launcher.image`` as Pyxis has it: a file from the root on, else it asks a registry; one that is not Docker's
+    has a # behind it."""
+    given = config.launcher.image
+    if given is None or given.startswith("/"):
+        return given
+    if given.endswith(SQUASHED):
+        return str(Path(workdir(config), given))
+    registry, slash, rest = given.partition("/")
+    return f"{registry}#{rest}" if slash and "#" not in given and re.search("[.:]", registry) else given
 
 
 def mounts(config: Config) -> list[str]:

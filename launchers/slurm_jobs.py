@@ -56,6 +56,11 @@ class Slurm:
             ids.append(self._must(slurm.submission(config, ids)).split(";")[0].strip())
         return ids
 
+    def is_alive(self, job: Job) -> bool:
+        """Whether the queue has one of its jobs: waiting, running or about to come back."""
+        queued = self._run(f"squeue --noheader --format=%A --jobs={','.join(job.ids)}", may_fail=True)
+        return bool((queued or "").strip())  # it fails for a job of long ago
+
     def state(self, job: Job) -> State:
         """From Slurm's accounting; of a job that it does not know yet, the queue."""
         table = self._must(f"sacct --allocations --parsable2 --format={FIELDS} --jobs={','.join(job.ids)}")
@@ -69,11 +74,11 @@ class Slurm:
         one_is_enough = len(job.ids) > 1  # of a chain
         succeeded = (any if one_is_enough else all)(state == "COMPLETED" for state in states.values()) and bool(states)
         # accounting may know nothing of a job that was cancelled before its turn, or was only just submitted
-        queued = self._run(f"squeue --noheader --format=%A --jobs={','.join(job.ids)}", may_fail=True) or ""
-        ended = bool(states) and not queued.strip() and all(state in ENDED for state in states.values())
+        ended = bool(states) and all(state in ENDED for state in states.values()) and not self.is_alive(job)
         ended |= one_is_enough and succeeded
         lines = lines or [f"job {' '.join(job.ids)}: Slurm does not know it yet"]
-        return State(lines, ", ".join(f"{identity} {state}" for identity, state in states.items()), ended, succeeded)
+        phase = ", ".join(f"{identity} {state}" for identity, state in states.items())
+        return State(lines, phase, ended, succeeded, saved="" if succeeded or not ended else self._saved(job))
 
     def new_log(self, job: Job) -> str:
         """What the jobs have written since the last call."""
@@ -86,6 +91,12 @@ class Slurm:
             self._read[file] = start + len(new.encode())
             text += new
         return text
+
+    def _saved(self, job: Job) -> str:
+        folder = shlex.quote(str(Path(job.launcher.workdir or "", job.output)))
+        found = self._run(f"cd {folder} && find . -path '*checkpoints/last' -printf '%l '", may_fail=True)
+        saved = " ".join((found or "").split())
+        return f"{saved} is saved, from where resume=true goes on" if saved else "nothing was saved"
 
     def cancel(self, job: Job) -> None:
         """Raises ValueError where it has ended."""

@@ -1,10 +1,12 @@
 """The job of launchers/slurm.py through NeMo-Run's SlurmExecutor, on a login node or over SSH.
 
 Known of NeMo-Run 0.11: it writes ``env_vars`` unquoted and in capitals, so the environment is part of ``setup_lines``;
-it requeues after any failure, ``retries`` times; with its torchrun launcher every job meets at one port.
+it requeues after any failure, ``retries`` times, so those lines have an ``srun`` that sees a user's mistake; its script
+echoes itself twice, a secret that a line fetches too; with its torchrun launcher every job meets at one port.
 """
 
 import getpass
+import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,13 +24,36 @@ if TYPE_CHECKING:
 TASK = "train"
 
 
-def dryrun(config: Config) -> str:
-    """The scripts that NeMo-Run would submit, in their order."""
+SRUN = """\
+set +vx
+srun() {{  # after a user's mistake nothing starts again
+  command srun "$@"
+  local code=$?
+  if [ "$code" -eq 2 ]; then
+    TORCHX_MAX_RETRIES=0
+{cancel}
+  fi
+  return "$code"
+}}"""
+
+
+def dryrun(config: Config) -> tuple[str, list[str]]:
+    """The scripts that NeMo-Run would submit, in their order, and by which commands.
+
+    It puts each into a folder named by the time of its submission, which is not known here.
+    """
     with _experiment(config) as (experiment, folder):
         experiment.dryrun(log=False, delete_exp_dir=False)
-        scripts = sorted(folder.rglob("*_sbatch.sh"))
-        text = "\n".join(file.read_text(encoding="utf-8") for file in scripts)
-    return text.replace(str(folder), str(slurm.logs(config)))
+        files = {file.name: file for file in folder.rglob("*_sbatch.sh")}
+        scripts = [files[f"{task}_sbatch.sh"] for task in _tasks(config)]
+        text = "\n".join(f"{file.read_text(encoding='utf-8').rstrip()}\n" for file in scripts)
+        names = [str(slurm.logs(config) / file.relative_to(folder)) for file in scripts]
+    commands = []
+    for index, name in enumerate(names):
+        after = ":".join(f"$job{earlier + 1}" for earlier in range(index))
+        depends = f"--dependency=afternotok:{after} " * bool(after)
+        commands.append(f"job{index + 1}=$(sbatch --requeue --parsable {depends}{shlex.quote(name)})")
+    return text.replace(str(folder), str(slurm.logs(config))), commands
 
 
 def submit(config: Config) -> list[str]:
@@ -76,7 +101,8 @@ def _experiment(config: Config) -> "Iterator[tuple[Experiment, Path]]":
     nemo_run_home()
     import nemo_run
 
-    launcher, title = config.launcher, job_name(config)
+    _require_no_rundir(config)
+    launcher, title, tasks = config.launcher, job_name(config), _tasks(config)
     with tempfile.TemporaryDirectory(prefix="nemo_cdt-") as temporary:
         dry, away = launcher.dryrun, launcher.host is not None
         folder = Path(temporary) if dry or away else slurm.logs(config)
@@ -96,10 +122,30 @@ def _experiment(config: Config) -> "Iterator[tuple[Experiment, Path]]":
                         path="launchers.node", m=True, entrypoint=launcher.python, args=slurm.command(config)[3:]
                     ),
                     executor=_executor(config, folder),
-                    name=f"{TASK}-{index + 1}" if launcher.chain > 1 else TASK,
-                    dependencies=[f"{TASK}-{earlier + 1}" for earlier in range(index)] or None,
+                    name=tasks[index],
+                    dependencies=tasks[:index] or None,
                 )
             yield experiment, folder
+
+
+def _require_no_rundir(config: Config) -> None:
+    """Raise ValueError for a path that NeMo-Run would garble: without a container it takes /nemo_run for its folder."""
+    rundir, paths = "/nemo_run", [config.launcher.python, str(slurm.config_file(config)), *slurm.setup(config)]
+    if config.launcher.image is None and (garbled := [path for path in paths if rundir in path]):
+        raise ValueError(
+            f"launcher.submit=nemo_run puts another folder for {rundir} into {garbled[0]}: set launcher.submit=sbatch"
+        )
+
+
+def _tasks(config: Config) -> list[str]:
+    """NeMo-Run calls a job by the run's name, a point and one of these."""
+    count = config.launcher.chain
+    return [f"{TASK}-{index + 1}" for index in range(count)] if count > 1 else [TASK]
+
+
+def _srun(config: Config) -> str:
+    rest = [f"{job_name(config)}.{task}" for task in _tasks(config)[1:]]
+    return SRUN.format(cancel="\n".join(f"    {line}" for line in slurm.cancellation(rest))).replace("\n\n", "\n")
 
 
 def _executor(config: Config, folder: Path) -> "SlurmExecutor":
@@ -111,9 +157,9 @@ def _executor(config: Config, folder: Path) -> "SlurmExecutor":
         nodes=config.trainer.num_nodes,
         ntasks_per_node=1,
         job_name_prefix=f"{job_name(config)}.",
-        container_image=launcher.image,
+        container_image=slurm.image(config),
         container_mounts=slurm.mounts(config) if launcher.image else [],
-        setup_lines="\n".join(slurm.setup(config)),
+        setup_lines="\n".join([_srun(config), *slurm.setup(config)]),
         srun_args=slurm.srun(config),
         retries=launcher.requeues,
         packager=nemo_run.Packager(),

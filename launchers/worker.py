@@ -34,9 +34,11 @@ def train(file: Path) -> None:
 
         config = load(file)
         store = preflight(config, os.environ)
-        config.resume = True  # from what an earlier attempt of this job saved, if it did
+    config.resume = True  # from what an earlier attempt of this job saved, if it did
+    # A file system that fails under a run is no mistake of the user's: the next attempt may find it well.
+    with reported(files=False):
         training.train(config)
-        del store
+    del store
 
 
 if __name__ == "__main__":

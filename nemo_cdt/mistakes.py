@@ -10,11 +10,16 @@ OURS = ("nemo_cdt", "launchers", "benchmarks")
 
 
 @contextmanager
-def reported() -> Iterator[None]:
-    """Exit with 2 on an OSError, or on a ValueError that our code raised; another's ValueError is a bug."""
+def reported(files: bool = True) -> Iterator[None]:
+    """Exit with 2 on a ValueError that our code raised, and on an OSError where its ``files`` are the user's to mend.
+
+    Another's ValueError is a bug.
+    """
     try:
         yield
     except OSError as error:
+        if not files:
+            raise
         fail(str(error))
     except ValueError as error:
         if not _ours(error.__traceback__):

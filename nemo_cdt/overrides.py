@@ -3,12 +3,13 @@
 from difflib import get_close_matches
 from typing import Any
 
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from nemo_cdt.config import Config, walk
 
 GROUPS_WITHOUT_KEYS = ["experiment"]
+QUOTED = """a value with spaces or signs is quoted for the shell and for Hydra, as 'data.path="my rows.jsonl"'"""
 
 
 def explain(error: HydraException | OmegaConfBaseException, schema: Any = None) -> str:
@@ -24,7 +25,8 @@ def explain(error: HydraException | OmegaConfBaseException, schema: Any = None) 
     text = [line.strip() for line in str(error).splitlines()]
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key}: {text[0]}" if error.full_key else text[0]
-    return " ".join(line for line in text if not line.startswith("See https://"))
+    words = " ".join(line for line in text if not line.startswith("See https://"))
+    return f"{words}: {QUOTED}" if isinstance(error, OverrideParseException) and "=" in error.override else words
 
 
 def _unknown(key: str, schema: Any) -> str:

@@ -34,7 +34,7 @@ ConfigStore.instance().store(name="schema", node=Config)
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 def run(composed: DictConfig) -> None:
     with reported():
-        config = with_site(_config(composed))
+        config = with_site(_config(composed), _stated())
         validate(config, site=str(site_file(config)))
         launch(config)
 
@@ -48,6 +48,12 @@ def _config(composed: DictConfig) -> Config:
         return typed(composed)
     except OmegaConfBaseException as error:
         fail(explain(error))
+
+
+def _stated() -> set[str]:
+    """The keys of ``launcher`` that the command line has."""
+    words = OverridesParser.create().parse_overrides([*HydraConfig.get().overrides.task])
+    return {word.key_or_group.removeprefix("launcher.") for word in words if word.key_or_group.startswith("launcher.")}
 
 
 def _point(overrides: Sequence[str]) -> str:

@@ -25,6 +25,11 @@ def test_an_error_of_the_system_is_one_line_and_exit_code_2(tmp_path, capsys):
     assert capsys.readouterr().err == f"error: [Errno 2] No such file or directory: '{tmp_path}/missing'\n"
 
 
+def test_an_error_of_the_system_under_a_run_on_a_cluster_is_no_mistake(tmp_path):
+    with pytest.raises(FileNotFoundError), reported(files=False):
+        (tmp_path / "missing").read_text()
+
+
 def test_a_value_error_of_others_is_a_bug_and_keeps_its_traceback():
     with pytest.raises(json.JSONDecodeError), reported():
         json.loads("{")

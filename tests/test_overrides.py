@@ -125,6 +125,7 @@ def test_llama31_8b_is_what_its_name_says():
         ("trainer.max_steps=null", "trainer.max_steps: field 'trainer.max_steps' is not Optional"),
         ("output=${nope}", "output: Interpolation key 'nope' not found"),
         ("max_steps", "Error parsing override 'max_steps' missing EQUAL at '<EOF>'"),
+        ("launcher.setup=[a, b", """is quoted for the shell and for Hydra, as 'data.path="my rows.jsonl"'"""),
         ("trainer.seed=1,2", "To sweep over it, add --multirun to your command line"),
     ],
 )

@@ -1,5 +1,7 @@
 """From the ``data`` group of a run's configuration to its documents."""
 
+from typing import Any
+
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
@@ -40,19 +42,20 @@ def _multihop(
     data: Data, tokenizer: PreTrainedTokenizerFast, seed: int, max_documents: int
 ) -> tuple[Documents, Documents]:
     train, validation = (
-        MultihopDocuments(
-            tokenizer,
-            seq_length=data.document_length or data.seq_length,
-            seed=seed,
-            size=size,
-            hops=data.hops,
-            emojis=data.emojis,
-            haystack=data.path,
-            split=split,
-        )
+        _questions(data, tokenizer, seed=seed, size=size, haystack=data.path, split=split)
         for split, size in [("train", max_documents), ("validation", data.validation_samples)]
     )
     return train, validation
+
+
+def require_room(data: Data, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raise ValueError where the facts of a multi-hop question may not fit into a row."""
+    _questions(data, tokenizer, seed=0, size=0)
+
+
+def _questions(data: Data, tokenizer: PreTrainedTokenizerFast, **more: Any) -> MultihopDocuments:
+    length = data.document_length or data.seq_length
+    return MultihopDocuments(tokenizer, seq_length=length, hops=data.hops, emojis=data.emojis, **more)
 
 
 def _jsonl(

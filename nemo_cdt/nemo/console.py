@@ -26,6 +26,7 @@ KNOWN_AND_HARMLESS = (
     "OneLogger: Setting error_handling_strategy",  # NVIDIA's telemetry, which is off
     "No exporters were provided",
     "recommended to use `self.log\\('val_",  # NeMo has reduced the loss, and we the rest
+    "your dataloader is not resumable",  # Lightning's state of it; ours begins where the checkpoint ended
     "`srun` command is available",  # no hint that a run on this machine needs
 )
 """Warnings that every run would show. One that is none of these appears."""

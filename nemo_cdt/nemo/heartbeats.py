@@ -3,7 +3,9 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from lightning.pytorch import Trainer
 from nvidia_resiliency_ext.fault_tolerance import RankMonitorClientError
 from nvidia_resiliency_ext.ptl_resiliency import FaultToleranceCallback
 
@@ -14,13 +16,18 @@ class Heartbeats(FaultToleranceCallback):
     """Slurm's SIGTERM ends the monitors too, and at once: the run must save all the same."""
 
     _alone = False
+    _training: Trainer
+
+    def setup(self, trainer: Trainer, *others: Any, **named: Any) -> None:
+        self._training = trainer
+        super().setup(trainer, *others, **named)
 
     @contextmanager
     def _monitor_may_be_gone(self) -> Iterator[None]:
         try:
             yield
         except (RankMonitorClientError, OSError) as error:
-            if not self._alone:
+            if not (self._alone or self._training.received_sigterm):
                 log.warning(f"the monitor of this rank is gone, a hang would not be seen: {error}")
             self._alone = True
 

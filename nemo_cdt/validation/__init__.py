@@ -4,7 +4,7 @@ Each check raises ValueError with one line: the values that cannot be together, 
 """
 
 from nemo_cdt.config import Config
-from nemo_cdt.launcher import check_launcher
+from nemo_cdt.validation.jobs import check_launcher
 from nemo_cdt.validation.layout import check_vocabulary, validate_layout
 from nemo_cdt.validation.sources import check_files, require_sources, sources
 from nemo_cdt.validation.values import validate_values

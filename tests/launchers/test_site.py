@@ -8,8 +8,9 @@ import pytest
 
 from launchers.site import with_site
 from nemo_cdt.config import Config
-from nemo_cdt.launcher import Launcher, LauncherName, seconds
+from nemo_cdt.launcher import Launcher, LauncherName
 from nemo_cdt.validation import validate
+from nemo_cdt.validation.jobs import seconds
 from tests.launchers.composed import SITE, run
 
 SLURM = ("launcher=slurm", "launcher.host=login", "launcher.workdir=/lustre/me")
@@ -56,6 +57,7 @@ def test_the_file_is_named_by_the_environment_or_is_the_users_own(tmp_path, monk
         ("slurm: {acount: a}", "{file}: slurm.acount is no key of launcher=slurm"),
         ("slurm: {dryrun: true}", "{file}: slurm.dryrun is no key of launcher=slurm"),
         ("slurm: {account: a, mounts: 3}", "{file}: mounts: "),
+        ("slurn: {account: a}", "{file}: slurn is no section: there are slurm, kubernetes"),
         ("slurm: [account]", "{file} must have a section slurm: with keys of launcher=slurm"),
         ("slurm: {account: '${oc.env:NOT_SET_ANYWHERE}'}", "{file}: KeyError raised while resolving interpolation"),
         ("slurm:\n  partition: [debug\n", "{file}, line 3: expected ',' or ']'"),
@@ -129,6 +131,9 @@ def refused(config: Config, expected: str) -> None:
         (["+launcher.secrets.TOKEN=hf_123"], "launcher.secrets.TOKEN is no reference: set it to SECRET/KEY"),
         (["+launcher.volumes.data=relative"], "launcher.volumes.data=relative: set it to CLAIM: /PATH"),
         (["launcher.kind=trainjob", "launcher.priority=high"], "launcher.priority=high has no place in a TrainJob"),
+        (["+launcher.env.MINE=hf_abcdefghijklmnopqrstuv"], "launcher.env.MINE would be written into the job"),
+        (["launcher.memory=foo"], "launcher.memory='foo' is no value for it: set it to something like 200Gi"),
+        (["launcher.cpu=lots"], "launcher.cpu='lots' is no value for it: set it to something like 32"),
         (["launcher.namespace=A_b"], "launcher.namespace='A_b' is no value for it"),
         (["output=/elsewhere"], "output='/elsewhere' with launcher=kubernetes"),
     ],
@@ -136,6 +141,28 @@ def refused(config: Config, expected: str) -> None:
 def test_what_kubernetes_or_a_secret_does_not_allow_is_refused(overrides, expected):
     with pytest.raises(ValueError, match=re.escape(expected)):
         run("launcher=kubernetes", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("export HF_TOKEN=hf_x", "HF_TOKEN"),
+        ("export A=1 MY_PASSWORD='x y'", "MY_PASSWORD"),
+        ("huggingface-cli login --token hf_abcdefghijklmnopqrstuv", "a token"),
+    ],
+)
+def test_a_secret_in_a_line_of_setup_is_refused(line, name, slurm):
+    refused(
+        replace(slurm, launcher=replace(slurm.launcher, setup=[line])),
+        f"launcher.setup would write {name} into the job: set it in your shell, or let launcher.setup source a file",
+    )
+
+
+@pytest.mark.parametrize(
+    "line", ["source ~/.secrets", "export HF_TOKEN=$(cat ~/.token)", 'export HF_TOKEN="$T"', "export TOKENIZERS_X=0"]
+)
+def test_a_line_of_setup_that_fetches_a_secret_is_not(line, slurm):
+    validate(replace(slurm, launcher=replace(slurm.launcher, setup=[line], dryrun=True)))
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from launchers.jobs import launch_job, render
 from launchers.slurm import script
+from nemo_cdt.config import typed
 from tests.launchers import slurm_lab
 from tests.launchers.composed import EXPERIMENTS, run
 
@@ -48,7 +50,12 @@ def no_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_the_scripts_of_four_nodes_are_the_golden_ones(case, is_golden):
     nodes = ("experiment=rows_llama31_8b_32k", "trainer.num_nodes=4", "parallel.context=4")
-    is_golden(f"{case}.sh", render(run(*AWAY, *nodes, *MODEL, "launcher.dryrun=true", *CASES[case])))
+    text = render(run(*AWAY, *nodes, *MODEL, "launcher.dryrun=true", *CASES[case]))
+
+    scripts, configuration = text.split("\n# /lustre/me/runs/rows_llama31_8b_32k/config.yaml:\n")
+    is_golden(f"{case}.sh", scripts)
+    read = typed(OmegaConf.create(configuration.replace("# ", "")))
+    assert (read.resume, read.launcher.dryrun, read.trainer.num_nodes) == (True, False, 4)
 
 
 @pytest.mark.parametrize("submit", ["sbatch", "nemo_run"])
@@ -83,7 +90,7 @@ def test_a_dry_run_for_a_cluster_elsewhere_needs_nothing_of_it_here(capsys, tmp_
     shown = capsys.readouterr()
     assert shown.out.startswith("#!/bin/bash")
     there = "data.path=data/rows.jsonl init.hf=models/llama model.tokenizer=models/llama"
-    assert shown.err == f"not checked here: {there}: the job does\n"
+    assert shown.err == f"note: not checked here: {there}: the job does\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -97,6 +104,81 @@ def test_a_value_of_the_environment_is_one_word_whatever_is_in_it(tmp_path):
 
     assert done.stdout == evil
     assert list(tmp_path.iterdir()) == []
+
+
+def test_questions_that_do_not_fit_are_refused_before_submission(capsys):
+    short = ("launcher=slurm", "launcher.submit=sbatch", "data.seq_length=512", "trainer.accelerator=cpu")
+    expected = "data.seq_length=512 is too short for the facts: set at least 557"
+
+    launch_job(run(*short, "launcher.dryrun=true"))
+    assert f"note: as it stands this job would not start: {expected}\n" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=expected):
+        launch_job(run(*short))
+
+
+def test_a_dry_run_names_all_that_is_missing_and_what_has_no_effect(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    on_this_login_node = ("launcher=slurm", "experiment=rows_llama31_8b_32k", "launcher.submit=sbatch")
+
+    launch_job(run(*on_this_login_node, *MODEL, "launcher.dryrun=true", "launcher.image=nemo.sqsh"))
+    missing = [line.removeprefix("note: ") for line in capsys.readouterr().err.splitlines()]
+    assert missing == [
+        f"launcher.image={tmp_path}/nemo.sqsh is not on this machine: is it on the nodes?",
+        *(f"as it stands this job would not start: {path} does not exist" for path in MODEL),
+    ]
+
+    launch_job(run(*on_this_login_node, *MODEL, "launcher.dryrun=true", "launcher.mounts=[/a:/b]", "launcher.user=me"))
+    notes = capsys.readouterr().err
+    assert "note: launcher.mounts=['/a:/b'] has no effect without launcher.image\n" in notes
+    assert "note: launcher.user=me has no effect without launcher.host\n" in notes
+
+
+@pytest.mark.parametrize(
+    ("given", "rendered"),
+    [
+        ("nemo.sqsh", "/lustre/me/nemo.sqsh"),
+        ("images/nemo.sqsh", "/lustre/me/images/nemo.sqsh"),
+        ("/images/nemo", "/images/nemo"),
+        ("nvcr.io/nvidia/nemo:25.11", "nvcr.io#nvidia/nemo:25.11"),
+        ("nvcr.io#nvidia/nemo:25.11", "nvcr.io#nvidia/nemo:25.11"),
+        ("localhost:5000/nemo", "localhost:5000#nemo"),
+        ("nvidia/cuda:13.0", "nvidia/cuda:13.0"),
+        ("ubuntu", "ubuntu"),
+    ],
+)
+@pytest.mark.parametrize("submit", ["sbatch", "nemo_run"])
+def test_an_image_is_a_file_from_the_root_on_or_of_a_registry_as_enroot_has_it(given, rendered, submit):
+    config = run(*AWAY, f"launcher.image='{given}'", f"launcher.submit={submit}", "launcher.dryrun=true")
+
+    assert re.search(rf"--container-image[ =]{re.escape(rendered)}[ ']", render(config))
+
+
+@pytest.mark.parametrize("submit", ["sbatch", "nemo_run"])
+def test_srun_gets_the_cpus_that_the_job_has(submit):
+    config = run(*AWAY, "launcher.cpus_per_task=16", f"launcher.submit={submit}", "launcher.dryrun=true")
+
+    assert re.search(r"^srun .*--cpus-per-task=16", render(config), re.MULTILINE)
+
+
+def test_a_key_that_the_command_line_states_wins_over_the_site_even_where_it_is_none(tmp_path):
+    (tmp_path / "site.yaml").write_text("slurm: {account: a, partition: p, image: /i.sqsh, mounts: [/a:/b], qos: q}")
+    given = ("launcher.image=null", "launcher.mounts=[]", f"launcher.site={tmp_path}/site.yaml", "launcher.dryrun=true")
+    command = [sys.executable, str(ROOT / "recipes/cdt_llama31.py"), "launcher=slurm", "launcher.submit=sbatch", *given]
+
+    done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True)
+
+    assert done.returncode == 0, done.stderr
+    assert "--container" not in done.stdout
+    assert "#SBATCH --qos=q" in done.stdout
+    assert done.stderr == ""
+
+
+def test_a_path_that_nemo_run_would_garble_is_refused():
+    garbled = (*AWAY[:-1], "launcher.workdir=/lustre/nemo_runs", "launcher.dryrun=true")
+
+    with pytest.raises(ValueError, match=r"for /nemo_run in /lustre/nemo_runs/runs/demo/config.yaml: set launcher.sub"):
+        render(run(*garbled))
+    assert "/lustre/nemo_runs/runs/demo/config.yaml" in render(run(*garbled, "launcher.image=nemo"))
 
 
 # What follows needs the Slurm of Debian's packages, which .ci/run installs.
@@ -165,7 +247,8 @@ def test_the_demo_runs_on_two_nodes_and_a_preempted_one_ends_with_the_same_weigh
     assert plain.returncode == 0, out
     assert "COMPLETED" in out
 
-    pyxis = (f"launcher.image={tmp_path}/nemo.sqsh", "launcher.mounts=[/tmp:/tmp]")
+    (tmp_path / "nemo.sqsh").touch()
+    pyxis = ("launcher.image=nemo.sqsh", "launcher.mounts=[/tmp:/tmp]")
     preempted = recipe("name=preempted", "trainer.num_nodes=2", "launcher.submit=sbatch", *pyxis)
     wait_for(tmp_path / "runs/preempted/checkpoints/last", preempted)
     (identity,) = json.loads((tmp_path / "runs/preempted/job.json").read_text())["ids"]
@@ -243,21 +326,38 @@ def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
         time.sleep(0.05)
 
 
-def test_a_mistake_ends_the_job_with_its_words_and_a_running_job_is_cancelled(cluster, recipe, tmp_path):
-    mistaken = recipe("name=mistaken", "data.seq_length=64", "launcher.submit=sbatch")
-    endless = recipe("name=endless", "trainer.max_steps=100000", "launcher.submit=sbatch", "launcher.chain=2")
-    wait_for(tmp_path / "runs/endless/job.json", endless)
+def test_a_mistake_ends_all_jobs_and_a_running_one_keeps_its_output_and_is_cancelled(cluster, recipe, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"question": 3}')
+    bad = ("data=jsonl", "data.path=bad.jsonl", "trainer.val_interval=0", "launcher.chain=3")
+    submits = ("sbatch", "nemo_run")
+    mistaken = [recipe(f"name=by_{submit}", f"launcher.submit={submit}", *bad) for submit in submits]
+    endless = ("name=endless", "trainer.max_steps=100000", "launcher.submit=sbatch", "launcher.chain=2")
+    running = recipe(*endless)
+    wait_for(tmp_path / "runs/endless/job.json", running)
+
+    second = recipe(*endless, "resume=true")
+    out, _ = second.communicate(timeout=600)
+    ids = " ".join(json.loads((tmp_path / "runs/endless/job.json").read_text())["ids"])
+    assert (second.returncode, len(ids.split())) == (2, 2)
+    assert f"error: output=runs/endless is in use by job {ids}: nemo-cdt cancel runs/endless, or set ano" in out
 
     assert verb(cluster, "cancel", "runs/endless", cwd=tmp_path).returncode == 0
-    out, _ = endless.communicate(timeout=600)
-    assert endless.returncode == 1, out
+    out, _ = running.communicate(timeout=600)
+    assert running.returncode == 1, out
     assert "CANCELLED" in out
     assert b"endless" not in subprocess.run(["squeue", "-h", "-o", "%j"], env=cluster, capture_output=True).stdout
 
-    out, _ = mistaken.communicate(timeout=600)
-    assert mistaken.returncode == 1
-    assert "error: data.seq_length=64 is too short for the facts" in out
-    assert "exit code 2:0" in out
+    for process, submit in zip(mistaken, submits, strict=True):
+        out, _ = process.communicate(timeout=600)
+        assert process.returncode == 1
+        assert out.count("error: bad.jsonl:1: has ['question']; a row needs") == 1, out
+        assert out.count("exit code 2:0") == 1, out
+        assert f"the job of output=runs/by_{submit} ended before its run did, as told above: nothing was saved" in out
+        first, *others = json.loads((tmp_path / f"runs/by_{submit}/job.json").read_text())["ids"]
+        assert restarts(cluster, first) == 0
+        shown = verb(cluster, "status", f"runs/by_{submit}", cwd=tmp_path).stdout
+        # accounting may know nothing of a job that was cancelled before its turn
+        assert {state_of(other, shown) for other in others} <= {"CANCELLED", None}
 
 
 @pytest.mark.parametrize("submit", ["sbatch", "nemo_run"])

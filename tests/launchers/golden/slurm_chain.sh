@@ -23,8 +23,13 @@ srun --kill-on-bad-exit=0 --wait=120 \
   /opt/venv/bin/python -m launchers.node /lustre/me/runs/rows_llama31_8b_32k/config.yaml
 code=$?
 
-# 143: SIGTERM asked for the end, and the run has saved
-if [ "$code" -eq 143 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 3 ]; then
+# a user's mistake, which no job of the chain would mend
+if [ "$code" -eq 2 ]; then
+  scancel --quiet --me --state=PENDING --name=rows-llama31-8b-32k-ef61377c
+fi
+
+# SIGTERM asked for the end and the run has saved, or it failed: the next attempt goes on from the last checkpoint
+if [ "$code" -ne 0 ] && [ "$code" -ne 2 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 3 ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

@@ -22,12 +22,12 @@ export GLOO_SOCKET_IFNAME=eth0
 export DATA='a b; $HOME'
 cd /lustre/me || exit 1
 
-srun --kill-on-bad-exit=0 --wait=120 --container-image=nvcr.io/nvidia/nemo:25.11 --container-mounts=/lustre/data:/data,/lustre/me:/lustre/me --container-workdir=/lustre/me \
+srun --kill-on-bad-exit=0 --wait=120 '--container-image=nvcr.io#nvidia/nemo:25.11' --container-mounts=/lustre/data:/data,/lustre/me:/lustre/me --container-workdir=/lustre/me \
   /opt/venv/bin/python -m launchers.node /lustre/me/runs/rows_llama31_8b_32k/config.yaml
 code=$?
 
-# 143: SIGTERM asked for the end, and the run has saved
-if [ "$code" -eq 143 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 3 ]; then
+# SIGTERM asked for the end and the run has saved, or it failed: the next attempt goes on from the last checkpoint
+if [ "$code" -ne 0 ] && [ "$code" -ne 2 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 3 ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"
