@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 from nemo_cdt.cli import main
 from nemo_cdt.config import Config, typed, walk
 from nemo_cdt.data.tokenizer import load_tokenizer
+from nemo_cdt.launcher import Launcher
 from nemo_cdt.prepare.request import read
 from nemo_cdt.validation import validate
 from tests.runs import write_stub_of_prepared
@@ -104,3 +106,12 @@ def test_every_key_of_the_contract_is_in_the_schema():
 
     assert len(named) > 30
     assert named <= known
+
+
+def test_every_key_of_a_launcher_is_in_its_page_and_no_other():
+    page = (ROOT / "launchers/README.md").read_text()
+    table = page[page.index("## Keys of `launcher`") : page.index("## What happens on a node")]
+    rows = re.findall(r"^\| [\w: ]+ \| (`.*) \|$", table, re.MULTILINE)
+
+    named = {key for keys in rows for key in re.findall(r"`(\w+)`", keys)}
+    assert named == {key.name for key in fields(Launcher)}

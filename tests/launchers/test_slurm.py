@@ -176,7 +176,9 @@ def test_a_key_that_the_command_line_states_wins_over_the_site_even_where_it_is_
 def test_a_path_that_nemo_run_would_garble_is_refused():
     garbled = (*AWAY[:-1], "launcher.workdir=/lustre/nemo_runs", "launcher.dryrun=true")
 
-    with pytest.raises(ValueError, match=r"for /nemo_run in /lustre/nemo_runs/runs/demo/config.yaml: set launcher.sub"):
+    with pytest.raises(
+        ValueError, match=r"for /nemo_run into /lustre/nemo_runs/runs/demo/config.yaml: set launcher.sub"
+    ):
         render(run(*garbled))
     assert "/lustre/nemo_runs/runs/demo/config.yaml" in render(run(*garbled, "launcher.image=nemo"))
 
