@@ -103,10 +103,12 @@ def notes(config: Config) -> list[str]:
     if launcher.elsewhere and there:
         found.append(f"not checked here: {' '.join(f'{k}={v}' for k, v in there.items())}: the job does")
     image = slurm.image(config) if launcher.name is LauncherName.slurm else None
-    if image and image.startswith("/") and not launcher.elsewhere and not exists(image):
+    if image and image.startswith("/") and not launcher.elsewhere and not Path(image).exists():
         found.append(f"launcher.image={image} is not on this machine: is it on the nodes?")
     if launcher.dryrun:
-        missing = [] if launcher.elsewhere else [f"{k}={v} does not exist" for k, v in there.items() if not exists(v)]
+        missing = (
+            [] if launcher.elsewhere else [f"{k}={v} does not exist" for k, v in there.items() if not Path(v).exists()]
+        )
         try:
             require_sources(config)
             require_data(config)
@@ -116,13 +118,9 @@ def notes(config: Config) -> list[str]:
     return found
 
 
-def exists(path: str) -> bool:
-    return Path(path).exists()
-
-
 def require_data(config: Config) -> None:
     """Raise ValueError where questions do not fit into a row; where their tokenizer is elsewhere, the job finds out."""
-    if config.data.name is DataName.multihop and (config.tokenizer == "byte" or exists(config.tokenizer)):
+    if config.data.name is DataName.multihop and (config.tokenizer == "byte" or Path(config.tokenizer).is_dir()):
         from nemo_cdt.data.split import require_room
         from nemo_cdt.data.tokenizer import load_tokenizer
 

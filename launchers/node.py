@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 from launchers.baseline import with_baseline
 from launchers.names import job_name
+from launchers.worker import done
 from nemo_cdt.config import Config, load, save
 from nemo_cdt.mistakes import reported
 from nemo_cdt.nemo.console import PYNVML
@@ -148,6 +149,8 @@ def _train(run: Config, place: Place, file: Path) -> None:
         logging.getLogger("nvidia_resiliency_ext").setLevel(logging.ERROR)  # as LOGLEVEL, which it does not read
         for name in AFTER_SIGTERM:
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        # For a restarter of its own, outside the job; it calls the end of a run "aborted". It sets its level itself.
+        logging.getLogger("RankMonServer.Restarter").addFilter(lambda record: False)
     else:
         from torch.distributed import run as elastic
     settings = _arguments(run, place) + (_watched(run) if resilient else _unwatched(run))
@@ -163,6 +166,10 @@ def _train(run: Config, place: Place, file: Path) -> None:
             case name if name.startswith("Rendezvous"):
                 _fail(f"the {place.nodes} nodes did not meet at {place.address}:{place.port}: {error}", 1)
         raise
+    # nvidia-resiliency-ext 0.4.1 returns as if all were well where a rank fails after another has reached the end.
+    if missing := [rank for rank in range(run.trainer.devices) if not done(file, rank).exists()]:
+        ranks = ", ".join(str(place.rank * run.trainer.devices + rank) for rank in missing)
+        _fail(f"rank {ranks} on {socket.gethostname()} ended before the run did{_silence(run)}. {_where(run)}", 1)
 
 
 def _arguments(run: Config, place: Place) -> list[str]:
@@ -204,9 +211,16 @@ def _explain(run: Config, failures: Mapping[int, Any]) -> NoReturn:
         raise SystemExit(2)  # the rank has said why
     rank, first = min(failures.items(), key=lambda item: item[1].timestamp)
     ended = signal.Signals(-first.exitcode).name if first.exitcode < 0 else f"exit code {first.exitcode}"
+    ended += _silence(run) if ended == "SIGKILL" else ""
     message = first.message["message"] if isinstance(first.message, dict) else first.message
     told = f": {message.splitlines()[0]}" if Path(first.error_file).is_file() else ""
     _fail(f"rank {rank} on {socket.gethostname()} failed with {ended}{told}. {_where(run)}", 1)
+
+
+def _silence(run: Config) -> str:
+    """What ends a rank by SIGKILL, where its monitor does."""
+    limit = run.launcher.hang_timeout
+    return "" if limit is None else f" (launcher.hang_timeout={limit} seconds without a sign of it, or no memory left?)"
 
 
 def _where(run: Config) -> str:

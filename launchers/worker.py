@@ -11,8 +11,15 @@ from nemo_cdt.config import load
 from nemo_cdt.mistakes import reported
 
 
+def done(file: Path, local_rank: int) -> Path:
+    """Of the run of ``file``, what this rank of the node leaves when it has reached the end."""
+    return file.with_suffix(f".{local_rank}.done")
+
+
 def main() -> None:
     file = Path(sys.argv[1])
+    reached = done(file, int(os.environ["LOCAL_RANK"]))
+    reached.unlink(missing_ok=True)  # an earlier attempt's
     refused = file.with_suffix(".refused")
     if refused.exists():  # torchrun starts a rank again after a user's mistake too
         raise SystemExit(2)
@@ -20,6 +27,7 @@ def main() -> None:
 
     try:
         record(train)(file)
+        reached.touch()
     except SystemExit as exit:
         if exit.code == 2:
             refused.touch()

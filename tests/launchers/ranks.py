@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from launchers.worker import done
 from nemo_cdt.config import load
 
 
@@ -16,7 +17,7 @@ def main() -> None:
     config, rank, attempt = load(Path(sys.argv[1])), os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]
     print(f"rank {rank}, attempt {attempt}", flush=True)
     if rank == "0" or (attempt == "1" and config.launcher.max_restarts == 1 and config.name != "always"):
-        return
+        return done(Path(sys.argv[1]), int(rank)).touch()
     match config.name:
         case "killed":
             os.kill(os.getpid(), signal.SIGKILL)

@@ -62,6 +62,22 @@ def test_the_end_is_an_exit_code_and_a_line_that_names_the_rank(tmp_path, name, 
     assert ("attempt 1" in done.stdout) == (restarts == 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("killed", "ended before the run did|failed with SIGKILL"),
+        ("always", "ended before the run did|failed with exit code 1"),
+        ("hangs", r".*\(launcher.hang_timeout=5 seconds without a sign of it, or no memory left\?\)"),
+    ],
+)
+def test_a_rank_that_fails_when_another_has_ended_well_fails_the_job(tmp_path, name, expected):
+    """nvidia-resiliency-ext itself takes that for a success."""
+    done = node(config(tmp_path, name, restarts=0, hang_timeout=5), tmp_path)
+
+    assert done.returncode == 1, done.stderr
+    assert re.match(rf"error: rank 1 on \S+ ({expected}).*\. Nothing was saved", done.stderr.splitlines()[-1])
+
+
 def test_a_rank_that_hangs_is_ended_and_all_start_again(tmp_path):
     done = node(config(tmp_path, "hangs", restarts=1, hang_timeout=4), tmp_path)
 
