@@ -83,7 +83,6 @@ def launch_job(config: Config) -> None:
         print(render(config), end="", flush=True)
         return
     require_data(config)
-    require_idle(config.output)
     cluster = cluster_of(config.launcher)
     job = Job(config.launcher, config.output, cluster.submit(config))
     remember(job)
@@ -106,15 +105,14 @@ def notes(config: Config) -> list[str]:
     if image and image.startswith("/") and not launcher.elsewhere and not Path(image).exists():
         found.append(f"launcher.image={image} is not on this machine: is it on the nodes?")
     if launcher.dryrun:
-        missing = (
-            [] if launcher.elsewhere else [f"{k}={v} does not exist" for k, v in there.items() if not Path(v).exists()]
-        )
+        missing = {} if launcher.elsewhere else {key: path for key, path in there.items() if not Path(path).exists()}
+        lacking = [f"{key}={path} does not exist" for key, path in missing.items()]
         try:
             require_sources(config)
             require_data(config)
         except ValueError as error:
-            missing += [] if missing else [str(error)]
-        found += [f"as it stands this job would not start: {error}" for error in missing]
+            lacking += [] if str(error).partition("=")[0] in missing else [str(error)]
+        found += [f"as it stands this job would not start: {error}" for error in lacking]
     return found
 
 
@@ -208,10 +206,13 @@ def recall(run: Path) -> Job:
         found = json.loads((run / JOB).read_text(encoding="utf-8"))
         launcher = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Launcher()), found["launcher"]))
         assert isinstance(launcher, Launcher)
-        return Job(launcher, found["output"], found["ids"])
+        # here the folder is told by what is asked for, from wherever that is
+        return Job(launcher, found["output"] if launcher.elsewhere else str(run), found["ids"])
     except FileNotFoundError as error:
         if not run.is_dir():
             raise ValueError(f"{run} does not exist: give the output of a run that a launcher has started") from error
+        if points := sorted(str(file.parent) for file in run.glob(f"*/{JOB}")):
+            raise ValueError(f"{run} is a sweep: give one of its points, {', '.join(points)}") from error
         raise ValueError(f"{run} has no {JOB}: give the output of a run that a launcher has started") from error
     except (ValueError, KeyError) as error:
         raise ValueError(f"{run / JOB} is damaged: {error}") from error

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from launchers.baseline import with_baseline
-from launchers.jobs import JOB, Job, remember, require_idle
+from launchers.jobs import JOB, Job, remember
 from launchers.local_jobs import this_process
 from nemo_cdt.config import Config, save
 from nemo_cdt.describe import describe
@@ -33,7 +33,6 @@ def launch_local(config: Config) -> None:
     """Train ``config``, then its ``compare_to``; write the report; print what OUTPUT holds."""
     for blocker in training_blockers():
         fail(blocker)
-    require_idle(config.output)
     for run in with_baseline(config):
         _train(run)
     if config.report:

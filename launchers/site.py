@@ -3,6 +3,7 @@
 import os
 from collections.abc import Collection
 from dataclasses import fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,9 @@ def with_site(config: Config, stated: Collection[str] = ()) -> Config:
     changes: dict[str, Any] = {}
     for key, value in given.items():
         if key not in keys_of(launcher.name) - OURS:
-            raise ValueError(f"{file}: {launcher.name}.{key} is no key of launcher={launcher.name}")
+            near = get_close_matches(key, keys_of(launcher.name) - OURS, n=1)
+            hint = f": did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{file}: {launcher.name}.{key} is no key of launcher={launcher.name}{hint}")
         here = getattr(launcher, key)
         if isinstance(here, dict):
             changes[key] = value | here

@@ -130,8 +130,9 @@ def image(config: Config) -> str | None:
         return given
     if given.endswith(SQUASHED):
         return str(Path(workdir(config), given))
-    registry, slash, rest = given.partition("/")
-    return f"{registry}#{rest}" if slash and "#" not in given and re.search("[.:]", registry) else given
+    name = given.removeprefix("docker://")
+    registry, slash, rest = name.partition("/")
+    return f"{registry}#{rest}" if slash and not re.search("#|://", name) and re.search("[.:]", registry) else given
 
 
 def mounts(config: Config) -> list[str]:

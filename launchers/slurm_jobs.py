@@ -1,6 +1,7 @@
 """Jobs of Slurm, by its own commands: on this machine, or on a login node over SSH."""
 
 import csv
+import re
 import shlex
 import tempfile
 from pathlib import Path
@@ -11,7 +12,7 @@ from launchers.local import nemo_run_home
 from nemo_cdt.config import Config, save
 from nemo_cdt.launcher import Launcher, Submit
 
-FIELDS = "JobID,State,ExitCode,Elapsed,NodeList"
+FIELDS = "JobID,State,Reason,ExitCode,Elapsed,NodeList"
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
 """States after which Slurm runs a job no more. PREEMPTED is none: it comes back."""
 
@@ -69,6 +70,7 @@ class Slurm:
         lines = [
             f"job {row['JobID']}: {row['State']}, {row['Elapsed']}, on {row['NodeList']}"
             + (f", exit code {row['ExitCode']}" if states[row["JobID"]] in ENDED else "")
+            + (f", {row['Reason']}" if states[row["JobID"]] == "PENDING" and row["Reason"] != "None" else "")
             for row in rows
         ]
         one_is_enough = len(job.ids) > 1  # of a chain
@@ -81,14 +83,15 @@ class Slurm:
         return State(lines, phase, ended, succeeded, saved="" if succeeded or not ended else self._saved(job))
 
     def new_log(self, job: Job) -> str:
-        """What the jobs have written since the last call."""
+        """What the jobs have written since the last call, and not those of earlier submissions, in the jobs' order."""
         folder = shlex.quote(str(Path(job.launcher.workdir or "", job.output, "slurm")))
-        listed = self._run(f"find {folder} -name '*.out' -size +0 | sort", may_fail=True) or ""
+        listed = self._run(f"find {folder} -name '*.out' -size +0", may_fail=True) or ""
         text = ""
-        for file in listed.splitlines():
-            start = self._read.get(file, 0)
-            new = self._run(f"tail -c +{start + 1} {shlex.quote(file)}", may_fail=True) or ""
-            self._read[file] = start + len(new.encode())
+        for file in sorted(filter(None, (_place(path, job.ids) for path in listed.splitlines()))):
+            path = file[-1]
+            start = self._read.get(path, 0)
+            new = self._run(f"tail -c +{start + 1} {shlex.quote(path)}", may_fail=True) or ""
+            self._read[path] = start + len(new.encode())
             text += new
         return text
 
@@ -115,3 +118,12 @@ class Slurm:
         """None where it fails, and may."""
         done = self._tunnel.run(command, warn=may_fail, in_stream=False)
         return None if done.return_code else done.stdout
+
+
+def _place(path: str, ids: list[str]) -> tuple[int, bool, str] | None:
+    """By which log files are told in order: NeMo-Run has one of its script, which echoes itself, and one of the run."""
+    name = Path(path).name
+    found = re.search(r"(?:^|_)(\d+)(?:_\d+)*\.out$", name)
+    if found is None or found[1] not in ids:
+        return None
+    return ids.index(found[1]), not name.startswith("sbatch_"), path

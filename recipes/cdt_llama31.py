@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from launchers import launch
+from launchers.jobs import require_idle
 from launchers.site import site_file, with_site
 from nemo_cdt.config import Config, typed
 from nemo_cdt.mistakes import fail, reported
@@ -35,6 +36,8 @@ ConfigStore.instance().store(name="schema", node=Config)
 def run(composed: DictConfig) -> None:
     with reported():
         config = with_site(_config(composed), _stated())
+        if not config.launcher.dryrun:
+            require_idle(config.output)
         validate(config, site=str(site_file(config)))
         launch(config)
 

@@ -7,8 +7,10 @@ from typing import Any
 from nemo_cdt.launcher import KUBERNETES, SLURM, JobKind, Launcher, LauncherName, keys_of
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-SECRET = re.compile(r"(?i)(token(?!iz)|secret|passw|credential|api_?key|access_?key)")
-SECRET_VALUE = re.compile(r"\b(hf_|sk-|gh[opu]_|github_pat_|glpat-|nvapi-|AKIA)[A-Za-z0-9_-]{16,}")
+SECRET = re.compile(r"(?i)(token(?!iz)|secret|passw|credential|api_?key|access_?key|_pw$)")
+SECRET_VALUE = re.compile(
+    r"\b(hf_|sk-|gh[opu]_|github_pat_|glpat-|nvapi-|AKIA)[A-Za-z0-9_-]{16,}|://[^\s/:@]+:[^\s/@]+@|\b[Ww]andb login \w"
+)
 ASSIGNED = re.compile(r"""(?<![\w$])(\w+)=["']?[^\s"'$`;]""")
 """In shell: a variable that gets a value which is written there."""
 WORD = r"[\w.,:=+@/|&*!()\[\]-]*"
@@ -90,6 +92,8 @@ def _check_values(launcher: Launcher) -> None:
             f"launcher.priority={launcher.priority} has no place in a TrainJob: set launcher.priority=null, "
             f"and the priority in the training runtime {launcher.runtime}"
         )
+    if launcher.name is KUBERNETES and re.search(r"^/|\.(sqsh|sqfs|squashfs)$", launcher.image or ""):
+        raise ValueError(f"launcher.image={launcher.image} is a file: set it to an image of a registry")
     if launcher.name is SLURM:
         _check_slurm(launcher)
 

@@ -15,7 +15,7 @@ import yaml
 from kubeflow.training.api_client import ApiClient
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 
-from launchers.jobs import Job, cancel, launch_job, logs, recall, remember, status
+from launchers.jobs import cancel, launch_job, logs, recall, require_idle, status
 from launchers.kubernetes import manifests, render
 from launchers.names import job_name
 from nemo_cdt.config import Config, load
@@ -170,14 +170,11 @@ def test_a_second_job_of_a_run_is_refused(cluster):
     with pytest.raises(
         ValueError, match=r"output=runs/rows_llama31_8b_32k is in use by job rows-llama31-8b-32k-\w+: nem"
     ):
-        launch_job(config)
-    Path(config.output, "job.json").unlink()  # as where it was submitted from elsewhere
+        require_idle(config.output)
     with pytest.raises(ValueError, match="output=runs/rows_llama31_8b_32k already has a job: nemo-cdt cancel it"):
         launch_job(config)
-    remember(Job(config.launcher, config.output, [job_name(config)]))
     cluster.objects.clear()
-    launch_job(config)
-    assert cluster.objects
+    require_idle(config.output)
 
 
 def test_a_job_that_is_refused_leaves_nothing(cluster, tmp_path):

@@ -43,6 +43,15 @@ def wait_for(file: Path) -> None:
         time.sleep(0.2)
 
 
+def test_the_folder_of_a_sweep_names_its_points(tmp_path):
+    for point in ("a=1", "a=2"):
+        (tmp_path / point).mkdir()
+        (tmp_path / point / "job.json").write_text("{}")
+
+    with pytest.raises(ValueError, match=rf"is a sweep: give one of its points, {tmp_path}/a=1, {tmp_path}/a=2"):
+        recall(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"), [(None, "has no job.json"), ("{", "job.json is damaged"), ("{}", "job.json is damaged")]
 )

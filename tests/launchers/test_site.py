@@ -54,7 +54,7 @@ def test_the_file_is_named_by_the_environment_or_is_the_users_own(tmp_path, monk
     ("text", "expected"),
     [
         ("slurm: {partition: gpu}", "launcher.account is missing: set account in {file}, or launcher.account here"),
-        ("slurm: {acount: a}", "{file}: slurm.acount is no key of launcher=slurm"),
+        ("slurm: {acount: a}", "{file}: slurm.acount is no key of launcher=slurm: did you mean account?"),
         ("slurm: {dryrun: true}", "{file}: slurm.dryrun is no key of launcher=slurm"),
         ("slurm: {account: a, mounts: 3}", "{file}: mounts: "),
         ("slurn: {account: a}", "{file}: slurn is no section: there are slurm, kubernetes"),
@@ -134,6 +134,10 @@ def refused(config: Config, expected: str) -> None:
         (["+launcher.env.MINE=hf_abcdefghijklmnopqrstuv"], "launcher.env.MINE would be written into the job"),
         (["launcher.memory=foo"], "launcher.memory='foo' is no value for it: set it to something like 200Gi"),
         (["launcher.cpu=lots"], "launcher.cpu='lots' is no value for it: set it to something like 32"),
+        (
+            ["launcher.image=/lustre/x.sqsh"],
+            "launcher.image=/lustre/x.sqsh is a file: set it to an image of a registry",
+        ),
         (["launcher.namespace=A_b"], "launcher.namespace='A_b' is no value for it"),
         (["output=/elsewhere"], "output='/elsewhere' with launcher=kubernetes"),
     ],
@@ -148,6 +152,9 @@ def test_what_kubernetes_or_a_secret_does_not_allow_is_refused(overrides, expect
     [
         ("export HF_TOKEN=hf_x", "HF_TOKEN"),
         ("export A=1 MY_PASSWORD='x y'", "MY_PASSWORD"),
+        ("export MY_PW=hunter2", "MY_PW"),
+        ("export http_proxy=http://me:hunter2@proxy:3128", "a token"),
+        ("wandb login 0123456789abcdef", "a token"),
         ("huggingface-cli login --token hf_abcdefghijklmnopqrstuv", "a token"),
     ],
 )

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from launchers.jobs import launch_job, render
 from launchers.slurm import script
+from launchers.slurm_jobs import _place
 from nemo_cdt.config import typed
 from tests.launchers import slurm_lab
 from tests.launchers.composed import EXPERIMENTS, run
@@ -142,6 +143,8 @@ def test_a_dry_run_names_all_that_is_missing_and_what_has_no_effect(capsys, tmp_
         ("nvcr.io/nvidia/nemo:25.11", "nvcr.io#nvidia/nemo:25.11"),
         ("nvcr.io#nvidia/nemo:25.11", "nvcr.io#nvidia/nemo:25.11"),
         ("localhost:5000/nemo", "localhost:5000#nemo"),
+        ("docker://nvcr.io/nvidia/nemo", "nvcr.io#nvidia/nemo"),
+        ("dockerd://nemo-cdt:1", "dockerd://nemo-cdt:1"),
         ("nvidia/cuda:13.0", "nvidia/cuda:13.0"),
         ("ubuntu", "ubuntu"),
     ],
@@ -171,6 +174,15 @@ def test_a_key_that_the_command_line_states_wins_over_the_site_even_where_it_is_
     assert "--container" not in done.stdout
     assert "#SBATCH --qos=q" in done.stdout
     assert done.stderr == ""
+
+
+def test_logs_are_those_of_the_job_the_runs_own_after_what_nemo_run_echoes():
+    names = ["9.out", "3.out", "12_1.out", "log-a-1f2e.train-1_10_1.out", "sbatch_a-1f2e.train-1_10.out", "10.out.old"]
+
+    told = sorted(filter(None, (_place(f"runs/slurm/{name}", ["12", "10", "3"]) for name in names)))
+
+    expected = ["12_1.out", "sbatch_a-1f2e.train-1_10.out", "log-a-1f2e.train-1_10_1.out", "3.out"]
+    assert [Path(path).name for *_, path in told] == expected
 
 
 def test_a_path_that_nemo_run_would_garble_is_refused():
@@ -337,7 +349,7 @@ def test_a_mistake_ends_all_jobs_and_a_running_one_keeps_its_output_and_is_cance
     running = recipe(*endless)
     wait_for(tmp_path / "runs/endless/job.json", running)
 
-    second = recipe(*endless, "resume=true")
+    second = recipe(*endless)
     out, _ = second.communicate(timeout=600)
     ids = " ".join(json.loads((tmp_path / "runs/endless/job.json").read_text())["ids"])
     assert (second.returncode, len(ids.split())) == (2, 2)
