@@ -17,9 +17,7 @@ from omegaconf import OmegaConf
 
 from launchers.names import environment, gpus, job_name
 from nemo_cdt.config import Config
-from nemo_cdt.launcher import Submit
-
-SQUASHED = (".sqsh", ".sqfs", ".squashfs")
+from nemo_cdt.launcher import SQUASHED, Submit
 
 
 def render(config: Config) -> str:
@@ -70,8 +68,12 @@ def submission(config: Config, after: Sequence[str]) -> str:
 
     All of them, not the last: one that was not needed is CANCELLED, which is not ok either.
     """
-    depends = f" --dependency=afternotok:{':'.join(after)} --kill-on-invalid-dep=yes" if after else ""
+    depends = f"{dependency(after)} --kill-on-invalid-dep=yes" if after else ""
     return f"sbatch --parsable{depends} {shlex.quote(f'{logs(config)}/job.sh')}"
+
+
+def dependency(after: Sequence[str]) -> str:
+    return f" --dependency=afternotok:{':'.join(after)}" if after else ""
 
 
 def cancellation(names: Sequence[str]) -> list[str]:

@@ -23,15 +23,13 @@ if TYPE_CHECKING:
 
 TASK = "train"
 
-
 SRUN = """\
 set +vx
 srun() {{  # after a user's mistake nothing starts again
   command srun "$@"
   local code=$?
   if [ "$code" -eq 2 ]; then
-    TORCHX_MAX_RETRIES=0
-{cancel}
+    TORCHX_MAX_RETRIES=0{cancel}
   fi
   return "$code"
 }}"""
@@ -50,9 +48,8 @@ def dryrun(config: Config) -> tuple[str, list[str]]:
         names = [str(slurm.logs(config) / file.relative_to(folder)) for file in scripts]
     commands = []
     for index, name in enumerate(names):
-        after = ":".join(f"$job{earlier + 1}" for earlier in range(index))
-        depends = f"--dependency=afternotok:{after} " * bool(after)
-        commands.append(f"job{index + 1}=$(sbatch --requeue --parsable {depends}{shlex.quote(name)})")
+        depends = slurm.dependency([f"$job{earlier + 1}" for earlier in range(index)])
+        commands.append(f"job{index + 1}=$(sbatch --requeue --parsable{depends} {shlex.quote(name)})")
     return text.replace(str(folder), str(slurm.logs(config))), commands
 
 
@@ -145,7 +142,7 @@ def _tasks(config: Config) -> list[str]:
 
 def _srun(config: Config) -> str:
     rest = [f"{job_name(config)}.{task}" for task in _tasks(config)[1:]]
-    return SRUN.format(cancel="\n".join(f"    {line}" for line in slurm.cancellation(rest))).replace("\n\n", "\n")
+    return SRUN.format(cancel="".join(f"\n    {line}" for line in slurm.cancellation(rest)))
 
 
 def _executor(config: Config, folder: Path) -> "SlurmExecutor":

@@ -48,6 +48,8 @@ def _of(*launchers: LauncherName, default: Any = None, factory: Any = None) -> A
     return field(default_factory=factory, metadata=metadata) if factory else field(default=default, metadata=metadata)
 
 
+SQUASHED = (".sqsh", ".sqfs", ".squashfs")
+"""What a container's image is called where it is a file, as enroot makes it."""
 SLURM, KUBERNETES = LauncherName.slurm, LauncherName.kubernetes
 CLUSTERS = (SLURM, KUBERNETES)
 

@@ -4,7 +4,7 @@ import re
 from dataclasses import fields
 from typing import Any
 
-from nemo_cdt.launcher import KUBERNETES, SLURM, JobKind, Launcher, LauncherName, keys_of
+from nemo_cdt.launcher import KUBERNETES, SLURM, SQUASHED, JobKind, Launcher, LauncherName, keys_of
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 SECRET = re.compile(r"(?i)(token(?!iz)|secret|passw|credential|api_?key|access_?key|_pw$)")
@@ -92,7 +92,8 @@ def _check_values(launcher: Launcher) -> None:
             f"launcher.priority={launcher.priority} has no place in a TrainJob: set launcher.priority=null, "
             f"and the priority in the training runtime {launcher.runtime}"
         )
-    if launcher.name is KUBERNETES and re.search(r"^/|\.(sqsh|sqfs|squashfs)$", launcher.image or ""):
+    image = launcher.image or ""
+    if launcher.name is KUBERNETES and (image.startswith("/") or image.endswith(SQUASHED)):
         raise ValueError(f"launcher.image={launcher.image} is a file: set it to an image of a registry")
     if launcher.name is SLURM:
         _check_slurm(launcher)
