@@ -1,0 +1,172 @@
+"""The one way in which a file of somebody else's is read: what is wrong with it becomes one line that names it.
+
+Whoever interprets what a file holds does so inside :func:`blamed_on`, so that a wrong type or a missing key three
+calls further down names the file too. Nothing here unpickles or runs anything.
+"""
+
+import json
+import math
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+LARGEST = 1 << 28
+"""Bytes of a file that is read whole: 256 MiB. The largest tokenizers have 30."""
+YAML_NODES = 100_000
+"""Values of a YAML file with its aliases written out: ten lines of them can stand for billions."""
+
+KINDS = {dict: "object", list: "list"}
+
+OF_CONTENTS = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
+"""What code raises that is given another value than it takes."""
+
+
+class FileError(ValueError):
+    """A line that names the file already."""
+
+
+@contextmanager
+def blamed_on(file: object, but: str = "") -> Iterator[None]:
+    """Within it, what a file's contents make of the code that reads them is a ValueError: ``FILE: but (reason)``.
+
+    Args:
+        file: the file, or the file and a line, as a user is to find it.
+        but: what it is not, as "it is no whole safetensors file". Without it the reason stands alone.
+
+    Raises:
+        FileError: a ValueError whose text begins with ``file``.
+    """
+    try:
+        yield
+    except FileError:
+        raise
+    except OSError as error:
+        raise FileError(_line(file, but, error.strerror or str(error))) from error
+    except OF_CONTENTS as error:
+        raise FileError(_line(file, but, _reason(error))) from error
+
+
+def _line(file: object, but: str, reason: str) -> str:
+    return f"{file}: {but} ({reason})" if but else f"{file}: {reason}"
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    if len(text) > 200:
+        text = f"{text[:200]} ..."
+    match error:
+        case KeyError():
+            return f"it has no {text}"
+        case RecursionError():
+            return "it is nested too deeply"
+        case MemoryError():
+            return "it asks for more memory than there is"
+        case ValueError() if text:
+            return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def read_bytes(path: Path, most: int = LARGEST) -> bytes:
+    """All of a regular file of at most ``most`` bytes.
+
+    Raises:
+        FileError: for one that is missing, larger, or no file: reading a named pipe would wait for ever.
+    """
+    with blamed_on(path):
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError("it is no file")
+        if about.st_size > most:
+            raise ValueError(f"it has {about.st_size:,} bytes, more than the {most:,} that are read")
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+        if len(data) > most:  # it has grown
+            raise ValueError(f"it has more than the {most:,} bytes that are read")
+        return data
+
+
+def read_text(path: Path, most: int = LARGEST) -> str:
+    """The same, as UTF-8."""
+    data = read_bytes(path, most)
+    with blamed_on(path, "it is no UTF-8 text"):
+        return data.decode("utf-8")
+
+
+def read_json(path: Path, kind: type = dict, most: int = LARGEST) -> Any:
+    """What a JSON file holds, which must be an object, or with ``kind=list`` a list.
+
+    Raises:
+        FileError: where the file cannot be read or holds anything else.
+    """
+    return parse_json(read_text(path, most), path, kind)
+
+
+def parse_json(text: str | bytes, file: object, kind: type = dict) -> Any:
+    """The same of a text; ``file`` is what to blame."""
+    with blamed_on(file, "it is no JSON"):
+        found = json.loads(text)
+    if not isinstance(found, kind):
+        raise FileError(f"{file}: it must hold a JSON {KINDS[kind]}, not {_named(found)}")
+    return found
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds: plain values, and no more of them than :data:`YAML_NODES`.
+
+    Raises:
+        FileError: where it cannot be read, with the line where YAML says which.
+    """
+    text = read_text(path)
+    with blamed_on(path, "it is no YAML"):
+        try:
+            found = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else "?"
+            raise FileError(f"{path}, line {line}: {error.problem or 'this is no YAML'}") from error
+        except yaml.YAMLError as error:
+            raise ValueError(str(error)) from error
+        _require_few(found)
+    return found
+
+
+def _require_few(found: Any) -> None:
+    """Aliases share what they stand for; written out, as OmegaConf does, they may fill any memory."""
+    waiting, left = [found], YAML_NODES
+    while waiting:
+        left -= 1
+        if left < 0:
+            raise ValueError(f"it stands for more than {YAML_NODES:,} values")
+        match waiting.pop():
+            case dict() as mapping:
+                waiting += [*mapping.keys(), *mapping.values()]
+            case list() | tuple() | set() as several:
+                waiting += several
+
+
+def entry(found: dict[str, Any], key: str, kind: type | tuple[type, ...], file: object) -> Any:
+    """``found[key]``, which must be of ``kind``; a number must be finite, and bool is no int.
+
+    Raises:
+        FileError: names the file and the key.
+    """
+    if key not in found:
+        raise FileError(f"{file}: it has no {key}")
+    value, kinds = found[key], kind if isinstance(kind, tuple) else (kind,)
+    if isinstance(value, bool) and bool not in kinds:
+        good = False
+    elif isinstance(value, int) and float in kinds:
+        good = abs(value) < 1 << 63
+    else:
+        good = isinstance(value, kinds) and not (isinstance(value, float) and not math.isfinite(value))
+    if not good:
+        raise FileError(f"{file}: its {key} must be {' or '.join(one.__name__ for one in kinds)}, not {_named(value)}")
+    return value
+
+
+def _named(value: object) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) < 60 else f"{text[:60]} ..."
