@@ -19,7 +19,7 @@ LARGEST = 1 << 28
 YAML_NODES = 100_000
 """Values of a YAML file with its aliases written out: ten lines of them can stand for billions."""
 
-KINDS = {dict: "object", list: "list"}
+KINDS: dict[type, str] = {dict: "object", list: "list"}
 
 OF_CONTENTS = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
 """What code raises that is given another value than it takes."""
