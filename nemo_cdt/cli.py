@@ -33,6 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     convert = verbs.add_parser("convert", help="a Hugging Face model into a NeMo checkpoint, or back")
     convert.add_argument("source", type=Path, metavar="SRC", help="a folder of either kind")
     convert.add_argument("destination", type=Path, metavar="DST", help="a folder that does not exist yet")
+    convert.add_argument(
+        "--no-verify", action="store_true", help="do not compare the checkpoint's files with their checksums"
+    )
     convert.set_defaults(verb=_convert)
 
     report = verbs.add_parser("report", help="write RUN/report.html, also of a run that was interrupted")
@@ -106,9 +109,11 @@ def _doctor(_: argparse.Namespace) -> int:
 
 
 def _convert(parsed: argparse.Namespace) -> int:
+    from nemo_cdt.nemo import console
     from nemo_cdt.nemo.convert import convert
 
-    convert(parsed.source, parsed.destination)
+    console.set_up()
+    convert(parsed.source, parsed.destination, sums=not parsed.no_verify)
     return 0
 
 

@@ -3,7 +3,6 @@
 Hydra checks names and types against these dataclasses; :mod:`nemo_cdt.validation` checks what no type can say.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_cdt.enums import StrEnum
+from nemo_cdt.folders import write_whole
 from nemo_cdt.launcher import Launcher
 
 PROFILED_STEP = 4
@@ -276,6 +276,7 @@ class Trainer:
     seed: int = 42
     val_interval: int = 0  # steps between validations; 0: never
     checkpoint_interval: int = 0  # steps between checkpoints; 0: only at the end
+    verify_checkpoints: bool = True  # compare a checkpoint's files with their checksums before it is loaded
     checkpoints_kept: int = 2  # how many of the newest stay, beside the best; 0: all, as `nemo-cdt analyze em` wants
     profile: bool = False  # trace the PROFILED_STEP-th step, in OUTPUT/profile
 
@@ -400,6 +401,4 @@ def save(config: Config, path: str | Path) -> None:
     """Write ``config`` as YAML, whole or not at all; makes the folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    OmegaConf.save(OmegaConf.structured(config), partial)
-    partial.replace(path)
+    write_whole(path, OmegaConf.to_yaml(OmegaConf.structured(config)))

@@ -25,6 +25,7 @@ MAY_CHANGE = {
     "trainer.val_interval",
     "trainer.checkpoint_interval",
     "trainer.checkpoints_kept",
+    "trainer.verify_checkpoints",
     "trainer.profile",
 }
 """And all of the groups ``parallel``, ``launcher`` and ``export``. The rest decides what is learned."""

@@ -3,6 +3,8 @@
 import functools
 import gc
 import importlib
+import io
+import logging
 import os
 import signal
 import sys
@@ -29,7 +31,7 @@ def train(config: Config, mutate: str | None = None) -> dict[str, Any]:
 
             getattr(mutations, mutate)()
         Path(config.output).mkdir(parents=True, exist_ok=True)
-        trainer, model, data = assemble.build(config, on_gpu=False)
+        trainer, model, data = assemble.build(config, on_gpu=False, resume_from=assemble.resumed(config))
         seen = Seen()
         trainer.callbacks.append(seen)
         for callback in trainer.callbacks:
@@ -175,12 +177,24 @@ def launch(file: Path, environment: dict[str, str], train: str) -> None:
     launch(load(file))
 
 
+def newest(folder: Path) -> dict[str, str]:
+    """The checkpoint that a resumed run would take, and what is said of the others."""
+    with cuda_on_cpu():
+        from nemo_cdt.checkpoint import verification
+    said = io.StringIO()
+    handler = logging.StreamHandler(said)
+    verification.log.addHandler(handler)
+    found = verification.newest_whole(folder)
+    verification.log.removeHandler(handler)
+    return {"checkpoint": found.name if found else "", "said": said.getvalue()}
+
+
 def train_and_read(config: Config, mutate: str | None = None) -> dict[str, Any]:
     """:func:`train`, and on rank 0 also every tensor of the checkpoint that it ends with, whole: Adam's too."""
     result = train(config, mutate)
     del result["initial"], result["final"]
     if os.environ["RANK"] == "0":
-        from nemo_cdt.nemo.checkpoints import latest_checkpoint
+        from nemo_cdt.checkpoint.steps import latest_checkpoint
 
         result["state"] = tensors(latest_checkpoint(Path(config.output, "checkpoints")))
     return result

@@ -30,7 +30,7 @@ def train_each(*configs: Config) -> list[dict[str, Any]]:
     for config in configs:
         result = jobs.train(config)
         if os.environ["RANK"] == "0":
-            from nemo_cdt.nemo.checkpoints import latest_checkpoint
+            from nemo_cdt.checkpoint.steps import latest_checkpoint
             from nemo_cdt.nemo.convert import convert
 
             checkpoint = latest_checkpoint(Path(config.output, "checkpoints"))

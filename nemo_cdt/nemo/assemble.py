@@ -26,6 +26,8 @@ from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptim
 from nemo.lightning.resume import AdapterPath
 from nemo.utils import AppState, logging
 
+from nemo_cdt.checkpoint.steps import latest_checkpoint, step_of, steps_done
+from nemo_cdt.checkpoint.verification import newest_whole
 from nemo_cdt.config import (
     FP8,
     Config,
@@ -39,9 +41,10 @@ from nemo_cdt.config import (
 )
 from nemo_cdt.cost.memory import detection_recompute
 from nemo_cdt.data.tokenizer import load_tokenizer
+from nemo_cdt.exported import ExportError, replacing
 from nemo_cdt.folders import new_folder
 from nemo_cdt.nemo.callback import ContextDenoising, StepMetrics, Truncation
-from nemo_cdt.nemo.checkpoints import initial_checkpoint, latest_checkpoint, step_of, steps_done
+from nemo_cdt.nemo.checkpoints import initial_checkpoint
 from nemo_cdt.nemo.console import is_first_rank
 from nemo_cdt.nemo.convert import convert
 from nemo_cdt.nemo.data import RowDataModule, data_module
@@ -70,21 +73,32 @@ def fit(config: Config, on_gpu: bool) -> None:
         SystemExit: with 143, after saving, where SIGTERM asked for it (as Slurm does before it takes the machine away);
             with 130, as it stands, on Ctrl-C.
     """
-    checkpoints = Path(config.output, "checkpoints")
-    if config.resume and (done := steps_done(checkpoints)) >= config.trainer.max_steps:
+    checkpoints, resume_from = Path(config.output, "checkpoints"), resumed(config)
+    if resume_from and (done := step_of(resume_from)) >= config.trainer.max_steps:
         log.info(f"nothing to train: {checkpoints} has {done} steps, trainer.max_steps={config.trainer.max_steps}")
     else:
         try:
-            _train(config, on_gpu)
+            _train(config, on_gpu, resume_from)
         finally:
             release()
     if config.export.hf and is_first_rank():
         _export(config, checkpoints)
 
 
-def _train(config: Config, on_gpu: bool) -> None:
+def resumed(config: Config) -> Path | None:
+    """The checkpoint that the run goes on from: the newest that is whole. Call it on all ranks."""
+    if not config.resume:
+        return None
+    folder = Path(config.output, "checkpoints")
+    found = newest_whole(folder, sums=config.trainer.verify_checkpoints)
+    if not found:
+        log.info(f"nothing to resume in {folder}: this run starts from step 0")
+    return found
+
+
+def _train(config: Config, on_gpu: bool, resume_from: Path | None) -> None:
     try:
-        trainer, model, data = build(config, on_gpu)
+        trainer, model, data = build(config, on_gpu, resume_from)
         trainer.fit(model, data)
     except SIGTERMException:
         log.warning(f"stopped by SIGTERM with {trainer.global_step} steps saved: resume=true goes on from there")
@@ -98,15 +112,23 @@ def _train(config: Config, on_gpu: bool) -> None:
 
 
 def _export(config: Config, checkpoints: Path) -> None:
+    """Raises ValueError or OSError, with what is safe and how to go on, where the model cannot be put there."""
     checkpoint, folder = latest_checkpoint(checkpoints), Path(config.export.hf or "")
     assert checkpoint is not None
-    if config.resume and folder.exists():
-        shutil.rmtree(folder)  # an earlier attempt's: validation lets no other pass
-    convert(checkpoint, folder)
+    by_hand = f"training is done and its checkpoint is safe: `nemo-cdt convert {checkpoint} DIR` exports it"
+    try:
+        with replacing(folder, Path(config.output)) as new:
+            convert(checkpoint, new, sums=False)  # it was compared, or written, just now
+    except ExportError as error:
+        raise ValueError(f"export.hf={error}; {by_hand}") from error
+    except OSError as error:  # stays one: on a cluster the next attempt may find the file system well
+        raise OSError(f"export.hf={folder} could not be written, {error.strerror or error}; {by_hand}") from error
 
 
-def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTModel, RowDataModule | BookDataModule]:
-    """Everything ``trainer.fit`` needs, connected to OUTPUT."""
+def build(
+    config: Config, on_gpu: bool, resume_from: Path | None = None
+) -> tuple[nl.Trainer, CDTModel, RowDataModule | BookDataModule]:
+    """Everything ``trainer.fit`` needs, connected to OUTPUT. ``resume_from``: see :func:`resumed`."""
     output = Path(config.output)
     # NeMo's telemetry, which only its own `llm.train` configures: under torchrun rank 0 would raise at the first save.
     CallbackGroup.get_instance().callbacks.clear()
@@ -133,9 +155,6 @@ def build(config: Config, on_gpu: bool) -> tuple[nl.Trainer, CDTModel, RowDataMo
         model_transform=lora,
     )
     trainer = _trainer(config, on_gpu, SampleWriter(output / "sample.json", tokenizer), lora)
-    resume_from = latest_checkpoint(output / "checkpoints") if config.resume else None
-    if config.resume and not resume_from:
-        log.info(f"nothing to resume in {output / 'checkpoints'}: this run starts from step 0")
     logged = _logger(config, output, step_of(resume_from) if resume_from else 0).setup(trainer, resume_if_exists=True)
     logged.files_to_move = []  # NeMo would move the files of OUTPUT, config.yaml and metrics.jsonl too, into run_0
     nl.AutoResume(

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: NeMo's distributed ones, in OUTPUT/checkpoints, and the one that it starts from."""
+"""The checkpoint that a run starts from."""
 
 import logging
 from dataclasses import asdict, fields
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from nemo_cdt.checkpoint.verification import require_whole
 from nemo_cdt.config import Config, Model, RopeScaling, RopeType
 from nemo_cdt.nemo import distributed, huggingface
 from nemo_cdt.nemo.convert import convert
@@ -14,36 +15,18 @@ from nemo_cdt.validation import check_vocabulary
 log = logging.getLogger(__name__)
 
 
-def finished_checkpoints(folder: Path) -> list[Path]:
-    """By their steps. NeMo marks one that is being written, or removed, as unfinished."""
-    found = [p for p in folder.glob("step=*") if p.is_dir() and not (folder / f"{p.name}-unfinished").exists()]
-    return sorted(found, key=step_of)
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The finished checkpoint with the most steps, or None."""
-    return next(reversed(finished_checkpoints(folder)), None)
-
-
-def steps_done(folder: Path) -> int:
-    latest = latest_checkpoint(folder)
-    return step_of(latest) if latest else 0
-
-
-def step_of(checkpoint: Path) -> int:
-    """The number of steps that it has done."""
-    return int(checkpoint.name.removeprefix("step="))
-
-
 def initial_checkpoint(config: Config) -> tuple[Path | None, int | None]:
     """What ``init`` names, as a NeMo checkpoint, and the vocabulary size that it or ``model`` sets.
 
     A Hugging Face model is converted into OUTPUT/init, once. The path is absolute: checkpoints of adapters record it.
 
     Raises:
-        ValueError: where it holds another architecture than the ``model`` group, or a vocabulary that cannot be split.
+        ValueError: where it holds another architecture than the ``model`` group, or a vocabulary that cannot be split,
+            and where a checkpoint is damaged or holds more than data.
     """
+    sums = config.trainer.verify_checkpoints
     if config.init.nemo:
+        require_whole(Path(config.init.nemo), sums=sums)
         found = distributed.read_model(Path(config.init.nemo))
         _require_fitting(config, found, f"init.nemo={config.init.nemo}")
         return Path(config.init.nemo).resolve(), found.vocab_size
@@ -55,6 +38,7 @@ def initial_checkpoint(config: Config) -> tuple[Path | None, int | None]:
     with FileLock(f"{config.output}/.init.lock"):  # one rank converts, the others wait and find it
         if not converted.exists():
             convert(Path(config.init.hf), converted)
+    require_whole(converted, sums=sums)
     return converted, found.vocab_size
 
 

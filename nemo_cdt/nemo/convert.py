@@ -12,14 +12,17 @@ import torch
 from nemo_cdt.folders import new_folder
 
 
-def convert(source: Path, destination: Path) -> None:
+def convert(source: Path, destination: Path, *, sums: bool = True) -> None:
     """``source`` decides the direction: a Hugging Face folder, or a NeMo checkpoint such as ``checkpoints/step=99``.
 
     Runs in one process on the CPU, with one copy of the weights in memory. Writes ``destination`` whole or not at all.
 
+    Args:
+        sums: compare a checkpoint's files with its checksums.
+
     Raises:
         ValueError: where ``source`` is neither, is of no :class:`~nemo_cdt.config.Family` or lacks a weight, or
-            ``destination`` is not empty.
+            ``destination`` is not empty; where a checkpoint is damaged, or holds more than data.
     """
     from_hf = (source / "config.json").is_file()
     if (source / "checkpoints/last").exists():
@@ -29,7 +32,10 @@ def convert(source: Path, destination: Path) -> None:
             f"{source} has no config.json, as a Hugging Face model has, and no weights folder, as a NeMo checkpoint"
         )
     with new_folder(destination) as folder, _cuda_answered():
-        (_import if from_hf else _export)(source, folder)
+        if from_hf:
+            _import(source, folder)
+        else:
+            _export(source, folder, sums)
 
 
 def _cuda_answered() -> AbstractContextManager[None]:
@@ -50,12 +56,16 @@ def _import(source: Path, folder: Path) -> None:
     distributed.write(folder, weights, model, tokenizer=source)
 
 
-def _export(source: Path, folder: Path) -> None:
+def _export(source: Path, folder: Path, sums: bool) -> None:
+    from nemo_cdt.checkpoint.verification import verify
     from nemo_cdt.nemo import distributed, huggingface
     from nemo_cdt.nemo.merge import base_of, read_merged
     from nemo_cdt.nemo.weights import to_huggingface
 
-    model = distributed.read_model(source, base_of(source))
+    base = base_of(source)
+    for checkpoint in filter(None, (source, base)):
+        verify(checkpoint, sums=sums)
+    model = distributed.read_model(source, base)
     weights = read_merged(source, model)
     huggingface.copy_tokenizer(source / "context/tokenizer", folder)
     huggingface.save(folder, to_huggingface(weights, model, where=source), model)

@@ -4,6 +4,7 @@ The format names weights as Transformer Engine's layers do, whichever layers sav
 one tensor [layers, ...], and is independent of the layout (TP, PP, DP) that saved or will load it.
 """
 
+import pickle
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,15 +14,19 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-import yaml
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from nemo_cdt.checkpoint.architecture import require_possible
+from nemo_cdt.checkpoint.checksums import summed, write_checksums
+from nemo_cdt.checkpoint.unpickling import Reader, read_metadata, weights_only
 from nemo_cdt.config import Config, Family, Model, RopeScaling, RopeType
 from nemo_cdt.nemo.huggingface import copy_tokenizer, has_tokenizer
 from nemo_cdt.nemo.weights import Shape, megatron_shapes, require
+from nemo_cdt.reading import FileError, blamed_on, entry, read_yaml
 
 PREFIX = "module."
 EMBEDDING = "embedding.word_embeddings.weight"
@@ -65,6 +70,16 @@ def read_model(checkpoint: Path, base: Path | None = None) -> Model:
         raise ValueError(f"{checkpoint} holds none of {', '.join(Family)}: its {wrong[0]} is {config[wrong[0]]}")
     if EMBEDDING not in saved:
         raise ValueError(f"{checkpoint}: {EMBEDDING} is missing")
+    with blamed_on(checkpoint / "context/model.yaml"):
+        model = _model(checkpoint, config, saved)
+        require_possible(model)
+    layers = next((e.size[0] for name, e in saved.items() if name.startswith("decoder.layers.") and e.size), 0)
+    if model.num_layers != layers:
+        raise ValueError(f"{checkpoint}: its num_layers is {model.num_layers}, but it has weights of {layers}")
+    return model
+
+
+def _model(checkpoint: Path, config: dict[str, Any], saved: Mapping[str, TensorStorageMetadata]) -> Model:
     return Model(
         name=checkpoint.resolve().name,
         family=_family(config),
@@ -72,7 +87,7 @@ def read_model(checkpoint: Path, base: Path | None = None) -> Model:
         hidden_size=config["hidden_size"],
         ffn_hidden_size=config["ffn_hidden_size"],
         num_attention_heads=config["num_attention_heads"],
-        num_query_groups=config["num_query_groups"] or config["num_attention_heads"],
+        num_query_groups=config.get("num_query_groups") or config["num_attention_heads"],
         head_dim=config.get("kv_channels"),
         qkv_bias=config.get("add_qkv_bias", False),
         qk_norm=config.get("qk_layernorm", False),
@@ -105,7 +120,11 @@ def read_tensors(checkpoint: Path) -> dict[str, Tensor]:
     """The model's, those of all layers in one, as they were saved."""
     stacked = {n: torch.empty(entry.size, dtype=entry.properties.dtype) for n, entry in _saved(checkpoint).items()}
     named = {PREFIX + name: tensor for name, tensor in stacked.items()}
-    dcp.load(named, checkpoint_id=checkpoint / "weights", no_dist=True)
+    with blamed_on(checkpoint, "it cannot be read"), weights_only():
+        try:
+            dcp.load(named, storage_reader=Reader(checkpoint / "weights"), no_dist=True)
+        except (CheckpointException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError((str(error).strip().splitlines() or [type(error).__name__])[0]) from error
     return stacked
 
 
@@ -118,8 +137,9 @@ def write(checkpoint: Path, weights: Mapping[str, Tensor], model: Model, tokeniz
     _write_context(checkpoint / "context", model, tokenizer)
     (checkpoint / "weights").mkdir()
     sharded = {name: _sharded(name, tensor, model.num_layers) for name, tensor in weights.items()}
-    with _one_process():
+    with _one_process(), summed() as sums:
         dist_checkpointing.save(sharded | _extra_states(model), str(checkpoint / "weights"))
+    write_checksums(checkpoint, sums)
 
 
 def _stacked(name: str) -> tuple[str, int | None]:
@@ -190,7 +210,7 @@ def _saved(checkpoint: Path) -> dict[str, TensorStorageMetadata]:
     """The model's tensors, without their values."""
     if not (checkpoint / "weights/metadata.json").is_file() or Path(f"{checkpoint}-unfinished").exists():
         raise ValueError(f"{checkpoint} is no finished NeMo checkpoint")
-    entries = dcp.FileSystemReader(checkpoint / "weights").read_metadata().state_dict_metadata
+    entries = read_metadata(checkpoint / "weights").state_dict_metadata
     tensors = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
     return {name.removeprefix(PREFIX): entry for name, entry in tensors.items() if name.startswith(PREFIX)}
 
@@ -199,10 +219,14 @@ def read_context(checkpoint: Path) -> dict[str, Any]:
     """The arguments that NeMo's model was made with, its ``config`` among them, as plain values."""
     path = checkpoint / "context/model.yaml"
     try:
-        context = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-        return context | {"config": dict(context["config"])}
-    except (OSError, yaml.YAMLError, TypeError, ValueError, KeyError) as error:
-        raise ValueError(f"{checkpoint} has no readable context/model.yaml, which says what model it is") from error
+        found = read_yaml(path)
+        if not isinstance(found, dict):
+            raise FileError(f"{path} holds no keys")
+        return found | {"config": entry(found, "config", dict, path)}
+    except FileError as error:
+        raise FileError(
+            f"{checkpoint} has no readable context/model.yaml, which says what model it is: {error}"
+        ) from error
 
 
 def _is_causal(window: list[int] | None) -> bool:

@@ -13,6 +13,7 @@ from nemo.collections.llm.peft.utils import ParallelLinearAdapter
 from nemo.lightning.pytorch.callbacks.peft import WrappedAdapterIO
 from torch import Tensor, nn
 
+from nemo_cdt.checkpoint.unpickling import weights_only
 from nemo_cdt.config import Lora
 from nemo_cdt.megatron.embedding import find_embedding
 from nemo_cdt.nemo.saving import keep_only_progress
@@ -78,7 +79,8 @@ class AdapterIO(WrappedAdapterIO):
     def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
         """NeMo loads twice when it resumes: the base, then the adapters, with the base's path as it was then."""
         base = self.model_ckpt_path
-        checkpoint = super().load_checkpoint(path, *arguments, **options)
+        with weights_only():
+            checkpoint = super().load_checkpoint(path, *arguments, **options)
         self.model_ckpt_path = base or self.model_ckpt_path
         keep_only_progress(checkpoint)
         return checkpoint

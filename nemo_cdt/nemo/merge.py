@@ -1,6 +1,5 @@
 """The weights in a checkpoint folder as one model has them: adapters merged into what they adapt."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import Tensor
 from nemo_cdt.config import Model
 from nemo_cdt.nemo import distributed
 from nemo_cdt.nemo.weights import Shape, megatron_shapes, require
+from nemo_cdt.reading import entry, read_json
 
 
 def base_of(checkpoint: Path) -> Path | None:
@@ -20,7 +20,7 @@ def base_of(checkpoint: Path) -> Path | None:
     file = checkpoint / "weights/adapter_metadata.json"
     if not file.is_file():
         return None
-    named = Path(json.loads(file.read_text(encoding="utf-8"))["model_ckpt_path"])
+    named = Path(entry(read_json(file), "model_ckpt_path", str, file))
     base = named.parent if named.name == "weights" else named
     if not (base / "weights").is_dir():
         raise ValueError(f"{checkpoint} adapts {base}, which is not there: say in {file} where it is now")

@@ -5,12 +5,14 @@ import math
 import multiprocessing
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+import torch
 from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from megatron.core.dist_checkpointing.strategies import filesystem_async
@@ -19,9 +21,11 @@ from nemo.lightning.io.pl import TrainerContext
 from nemo.lightning.pytorch.trainer import NoValOnRestartTrainingLoop
 from torch.distributed.checkpoint.api import CheckpointException
 
+from nemo_cdt.checkpoint.checksums import write_checksums
+from nemo_cdt.checkpoint.steps import finished_checkpoints, point, step_of
 from nemo_cdt.ending import end_with_parent
 from nemo_cdt.nemo import randomness
-from nemo_cdt.nemo.checkpoints import finished_checkpoints, step_of
+from nemo_cdt.nemo.strategy import SynchronizedStrategy
 
 
 class TrainingLoop(NoValOnRestartTrainingLoop):
@@ -116,6 +120,22 @@ class Checkpoints(nl.ModelCheckpoint):
                 raise OSError(f"{checkpoint} could not be saved, with {free} free: {self._advice()}") from error
             raise
 
+    def _get_finalize_save_checkpoint_callback(
+        self, trainer: L.Trainer, filepath: str, global_step: int
+    ) -> Callable[[], None]:
+        """NeMo's, which marks the checkpoint as finished; its checksums are there before."""
+        finish = super()._get_finalize_save_checkpoint_callback(trainer, filepath, global_step)
+
+        def finalize() -> None:
+            everyone: list[Any] = [None] * trainer.world_size
+            assert isinstance(trainer.strategy, SynchronizedStrategy)
+            torch.distributed.all_gather_object(everyone, trainer.strategy.sums)  # and so all have written
+            if trainer.is_global_zero:
+                write_checksums(Path(filepath), {name: each for sums in everyone for name, each in sums.items()})
+            finish()
+
+        return finalize
+
     def _advice(self) -> str:
         finished = finished_checkpoints(self.folder)
         return f"make room, and set resume=true to go on from {finished[-1].name}" if finished else "make room"
@@ -126,9 +146,9 @@ class Checkpoints(nl.ModelCheckpoint):
         self.val_losses = trainer.strategy.broadcast(self.val_losses)  # rank 0's, so that all remove the same
         best = self._best(finished)
         if trainer.is_global_zero:
-            _link(self.folder / "last", finished[-1])
+            point(self.folder / "last", finished[-1])
             if best:
-                _link(self.folder / "best", best)
+                point(self.folder / "best", best)
         for checkpoint in finished[: -self.kept]:  # none where it is 0
             if checkpoint != best:
                 self._remove_checkpoint(trainer, str(checkpoint))
@@ -144,13 +164,6 @@ def keep_only_progress(checkpoint: dict[str, Any]) -> None:
     for schedule in checkpoint.get("lr_schedulers", []):
         for name in schedule.keys() - progress:
             del schedule[name]
-
-
-def _link(link: Path, target: Path) -> None:
-    partial = link.with_name(f".{link.name}")
-    partial.unlink(missing_ok=True)
-    partial.symlink_to(target.name)
-    partial.replace(link)
 
 
 def _could_not_write(error: BaseException | None) -> bool:

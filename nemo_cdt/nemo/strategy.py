@@ -14,6 +14,8 @@ from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from nemo import lightning as nl
 from torch import nn
 
+from nemo_cdt.checkpoint.checksums import Sum, summed
+from nemo_cdt.checkpoint.unpickling import weights_only
 from nemo_cdt.megatron.fp8 import in_fp8
 
 
@@ -43,7 +45,12 @@ class SynchronizedPrecision(nl.MegatronMixedPrecision):
 
 
 class SynchronizedStrategy(nl.MegatronStrategy):
-    """Waits for DDP's copies, made on that side stream, before anything reads them."""
+    """Waits for DDP's copies, made on that side stream, before anything reads them.
+
+    sums: of the files that this rank wrote of the last checkpoint, by their names.
+    """
+
+    sums: dict[str, Sum]
 
     def setup_distributed(self) -> None:
         """NeMo seeds Megatron's generators, those of dropout and of a GPU's initial weights, with 1234, always."""
@@ -56,17 +63,27 @@ class SynchronizedStrategy(nl.MegatronStrategy):
         torch.cuda.synchronize()
 
     def load_checkpoint(self, checkpoint_path: str | Path, selective_restore: bool = False) -> dict[str, Any]:
-        """Raises ValueError for one that is damaged, whatever Megatron dies of."""
+        """Raises ValueError for one that is damaged, whatever Megatron dies of.
+
+        Its files were looked through before: :mod:`nemo_cdt.checkpoint.verification`.
+        """
         try:
-            return super().load_checkpoint(checkpoint_path, selective_restore)
+            with weights_only():
+                return super().load_checkpoint(checkpoint_path, selective_restore)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
             said = (str(error).strip().splitlines() or ["no reason given"])[0]
             raise ValueError(
-                f"{checkpoint_path} cannot be read ({type(error).__name__}: {said}): if it is damaged, delete the "
-                "folder, and resume=true goes on from the checkpoint before it"
+                f"{checkpoint_path} cannot be read ({type(error).__name__}: {said}): rename the folder, and "
+                "resume=true goes on from the checkpoint before it"
             ) from error
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        with summed() as self.sums:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
 
     def teardown(self) -> None:
         """Lets the run's weights and optimizer go, for a run after this one in the same process.

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from nemo_cdt.checkpoint.steps import latest_checkpoint
 from nemo_cdt.config import Model, Parallel
 from nemo_cdt.cpu import cuda_on_cpu
 from nemo_cdt.data.tokenizer import byte_tokenizer
-from nemo_cdt.nemo.checkpoints import latest_checkpoint
 from nemo_cdt.nemo.convert import convert
 from tests import jobs
 from tests.families import FAMILIES, PLAIN

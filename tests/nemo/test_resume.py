@@ -102,20 +102,98 @@ def train_without_optimizer_state(config: Config) -> None:
     jobs.train(config)
 
 
-@pytest.mark.parametrize("damaged", ["common.pt", "metadata.json", "*.distcp"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(
-    begun: Path, one_process: Path, documents: Path, damaged: str
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def invert(file: Path) -> None:
+    """Twenty bytes of the largest tensor: it loads as another."""
+    data = bytearray(file.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 20] = bytes(255 - byte for byte in data[middle : middle + 20])
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_serves(
+    devices: int, process: Any, said: Any, begun: Path, one_process: Path, documents: Path, tmp_path: Path
 ) -> None:
-    for file in (begun / "checkpoints/step=3/weights").glob(damaged):
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    """Twenty bytes inverted load without a word, and train to another end."""
+    invert(max((begun / "checkpoints/step=3/weights").glob("*.distcp"), key=lambda file: file.stat().st_size))
 
-    with pytest.raises(RuntimeError, match=r"ValueError: .*step=3.* cannot be read \(.*\): if it is damaged, delete"):
-        train(constant(begun, documents, resume=True))
-
-    if damaged == "*.distcp":
-        shutil.rmtree(begun / "checkpoints/step=3")
-        train(constant(begun, documents, resume=True))
+    if devices == 1:
+        resumed = process(constant(begun, documents, resume=True))
+        resumed.join(timeout=120)
+        assert resumed.exitcode == 0, said()
+        told = " ".join(said().split())
+        assert "has changed since it was saved: its checksum is another. step=3 is set aside as" in told
+        assert "step=2 is whole and is resumed" in told
         assert_same(begun, one_process)
+    else:
+        train(constant(begun, documents, devices=2, resume=True))
+
+    assert checkpoints(begun) == {"step=3-damaged", "step=4", "step=6", "last", "best"}
+    assert os.readlink(begun / "checkpoints/last") == "step=6"
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("weights/common.pt", cut),
+        ("weights/metadata.json", cut),
+        ("weights/.metadata", Path.unlink),
+        ("weights/__0_1.distcp", cut),
+        ("weights/__0_0.distcp", Path.unlink),
+        ("context/model.yaml", Path.unlink),
+        ("checksums.json", cut),
+    ],
+)
+def test_each_damaged_file_is_named_and_the_checkpoint_before_is_found(begun: Path, name: str, damage: Any) -> None:
+    damage(begun / "checkpoints/step=3" / name)
+    [found] = on_ranks(jobs.newest, 1, begun / "checkpoints")
+
+    assert found["checkpoint"] == "step=2"
+    assert f"step=3/{name}: " in found["said"]
+    assert checkpoints(begun) == {"step=2", "step=3-damaged", "last"}
+    assert os.readlink(begun / "checkpoints/last") == "step=2"
+
+
+def test_where_none_is_whole_nothing_is_moved(begun: Path) -> None:
+    before = checkpoints(begun)
+    for step in (2, 3):
+        cut(begun / f"checkpoints/step={step}/weights/common.pt")
+
+    with pytest.raises(
+        RuntimeError, match=r"none of step=3, step=2 in .* is whole, the newest because of .*common\.pt"
+    ):
+        on_ranks(jobs.newest, 1, begun / "checkpoints")
+
+    assert checkpoints(begun) == before
+
+
+def test_a_checkpoint_of_before_there_were_checksums_resumes(begun: Path, one_process: Path, documents: Path) -> None:
+    for file in begun.glob("checkpoints/*/checksums.json"):
+        file.unlink(missing_ok=True)
+    train(constant(begun, documents, resume=True))
+    assert_same(begun, one_process)
+
+
+def test_checksums_can_be_left_out_when_loading(begun: Path, documents: Path) -> None:
+    invert(max((begun / "checkpoints/step=3/weights").glob("*.distcp"), key=lambda file: file.stat().st_size))
+    config = constant(begun, documents, resume=True)
+    config.trainer.verify_checkpoints = False
+    train(config)
+    assert "step=3-damaged" not in checkpoints(begun)
+
+
+def test_a_copy_that_a_user_keeps_is_neither_resumed_nor_removed(
+    begun: Path, one_process: Path, documents: Path
+) -> None:
+    shutil.copytree(begun / "checkpoints/step=2", begun / "checkpoints/step=9-mine")
+    (begun / "checkpoints/step=old").mkdir()
+    train(constant(begun, documents, resume=True))
+    assert {"step=9-mine", "step=old"} < checkpoints(begun)
+    assert_same(begun, one_process)
 
 
 def test_an_optimizer_that_forgets_is_noticed(begun: Path, one_process: Path, documents: Path) -> None:

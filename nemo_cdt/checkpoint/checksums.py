@@ -1,0 +1,149 @@
+"""Checksums of a checkpoint's files: taken while they are written, compared before they are read.
+
+``checksums.json`` lies in the checkpoint's folder and has the size and the XXH3-128 of each file but itself and
+``weights/adapter_metadata.json``, which is meant to be edited when a base model moves. They tell damage, not an attack:
+whoever can change a file can change its sum. What runs no code is :mod:`nemo_cdt.checkpoint.unpickling`'s work.
+"""
+
+import io
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from xxhash import xxh3_128
+
+from nemo_cdt.folders import write_whole
+from nemo_cdt.reading import FileError, blamed_on, entry, read_json
+
+CHECKSUMS = "checksums.json"
+ALGORITHM = "xxh3_128"
+EDITABLE = "weights/adapter_metadata.json"
+BLOCK = 1 << 22
+THREADS = 8
+"""That read at once: a file system of a cluster gives one reader a fraction of what it has."""
+
+Sum = tuple[int, str]
+"""Bytes, and their XXH3-128 in hexadecimal."""
+
+
+def sum_of(file: Path) -> Sum:
+    """Of a file as it is on disk."""
+    total, size = xxh3_128(), 0
+    with file.open("rb") as stream:
+        while block := stream.read(BLOCK):
+            total.update(block)
+            size += len(block)
+    return size, total.hexdigest()
+
+
+class _Summing(io.FileIO):
+    """A file that leaves the sum of what was written, in ``note``, when it is closed.
+
+    Where somebody writes at another place than the end there is no sum, and the file is read back.
+    """
+
+    def __init__(self, path: str, note: Path) -> None:
+        super().__init__(path, "wb")
+        self._note, self._sum, self._size, self._in_order = note, xxh3_128(), 0, True
+
+    def write(self, data: Any) -> int:
+        written = super().write(data)
+        self._sum.update(memoryview(data).cast("B")[:written])
+        self._size += written
+        return written
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        place = super().seek(offset, whence)
+        self._in_order &= place == self._size
+        return place
+
+    def close(self) -> None:
+        if not self.closed and self._in_order:
+            with suppress(OSError):  # a full /tmp costs one more reading, not a checkpoint
+                self._note.write_text(f"{self._size} {self._sum.hexdigest()}")
+        super().close()
+
+
+@contextmanager
+def summed() -> Iterator[dict[str, Sum]]:
+    """Within it, Megatron's writers take the sums of the ``.distcp`` files that they write, in whichever process.
+
+    Yields a mapping that has them, by the files' names, once the block has ended.
+    """
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    found: dict[str, Sum] = {}
+    with tempfile.TemporaryDirectory(prefix="nemo_cdt-") as notes:
+
+        def open_summed(path: str, mode: str) -> io.BufferedWriter:
+            assert mode == "wb"
+            return io.BufferedWriter(_Summing(path, Path(notes, Path(path).name)), BLOCK)
+
+        # Megatron names neither its writer's class nor its `open` to its callers: the module's own name is the door.
+        filesystem_async.open = open_summed  # type: ignore[attr-defined]
+        try:
+            yield found
+        finally:
+            del filesystem_async.open  # type: ignore[attr-defined]
+        for note in Path(notes).iterdir():
+            size, total = note.read_text().split()
+            found[note.name] = int(size), total
+
+
+def write_checksums(checkpoint: Path, known: Mapping[str, Sum]) -> None:
+    """``checksums.json`` of a folder that is written otherwise.
+
+    Args:
+        known: sums that were taken while the ``.distcp`` files of those names were written; others are read back.
+    """
+    files = {str(path.relative_to(checkpoint)): path for path in sorted(checkpoint.rglob("*")) if path.is_file()}
+    counted = {name: path for name, path in files.items() if name not in (CHECKSUMS, EDITABLE)}
+    with ThreadPoolExecutor(THREADS) as pool:
+        sums = pool.map(lambda path: known.get(path.name) or sum_of(path), counted.values())
+        listed = {name: {"bytes": size, "sum": total} for name, (size, total) in zip(counted, sums, strict=True)}
+    text = json.dumps({"algorithm": ALGORITHM, "files": listed}, indent=1)
+    write_whole(checkpoint / CHECKSUMS, text + "\n")
+
+
+def has_checksums(checkpoint: Path) -> bool:
+    """False for one of before there were any, and for NeMo's own."""
+    return (checkpoint / CHECKSUMS).is_file()
+
+
+def compare(checkpoint: Path, mine: Callable[[str], bool] = lambda _: True) -> None:
+    """Raise ValueError, which names the first file that is missing, of another size, or changed.
+
+    Args:
+        mine: which of the files, by their paths in the checkpoint, are compared; ranks share them.
+    """
+    file = checkpoint / CHECKSUMS
+    found = read_json(file)
+    if entry(found, "algorithm", str, file) != ALGORITHM:
+        raise FileError(f"{file}: its algorithm is {found['algorithm'][:100]!r}, but only {ALGORITHM} is known")
+    listed = [(n, *_listed(each, f"{file}: {n}")) for n, each in entry(found, "files", dict, file).items() if mine(n)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(lambda one: _compare(checkpoint, *one), listed):
+            pass
+
+
+def _listed(each: Any, where: str) -> Sum:
+    if not isinstance(each, dict):
+        raise FileError(f"{where} must have bytes and a sum")
+    return entry(each, "bytes", int, where), entry(each, "sum", str, where)
+
+
+def _compare(checkpoint: Path, name: str, size: int, total: str) -> None:
+    path = checkpoint / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise FileError(f"{checkpoint / CHECKSUMS}: it lists {name[:100]!r}, which is not in its folder")
+    with blamed_on(path):
+        if not path.is_file():
+            raise ValueError("it is missing")
+        if (there := path.stat().st_size) != size:
+            raise ValueError(f"it has {there:,} bytes, and had {size:,} when it was saved")
+        if sum_of(path)[1] != total:
+            raise ValueError("it has changed since it was saved: its checksum is another")
