@@ -212,14 +212,17 @@ def first(seed: int, folder: Path, arguments: argparse.Namespace, deadline: floa
 
     In attempts of ``--interval`` steps, each of which resumes the one before.
     """
-    from nemo_cdt.nemo.checkpoints import steps_done
+    from nemo_cdt.checkpoint.steps import steps_done
 
+    runs.own(folder)
     run, exported = folder / "run", folder / "hf"
     accuracies = logged(run, "val_accuracy")
     while not accuracies or (accuracies[-1] < arguments.target and len(accuracies) < attempts(arguments)):
         if time.monotonic() > deadline:
             return None
         done = steps_done(run / "checkpoints")
+        if done == 0:
+            shutil.rmtree(run, ignore_errors=True)  # of an attempt that saved nothing
         config = configured(
             arguments,
             run,
@@ -228,8 +231,6 @@ def first(seed: int, folder: Path, arguments: argparse.Namespace, deadline: floa
             f"optim.warmup_steps={min(100, arguments.interval // 2)}",
             f"trainer.val_interval={arguments.interval} resume={str(done > 0).lower()} export.hf={run / 'hf'}",
         )
-        if done == 0:
-            shutil.rmtree(run, ignore_errors=True)  # of an attempt that saved nothing
         trained(config)
         accuracies = logged(run, "val_accuracy")
     shutil.rmtree(exported, ignore_errors=True)
@@ -254,7 +255,9 @@ def arm(seed: int, name: str, folder: Path, arguments: argparse.Namespace) -> Ro
     start, run = folder.parent / FIRST / "hf", folder / "run"
     if not start.exists():
         fail(f"{start}, which the arms of seed {seed} start from, is not there: bring it along")
+    runs.own(folder)
     shutil.rmtree(folder, ignore_errors=True)  # of an attempt that did not end
+    runs.own(folder)
     new_data = f"init.hf={start} trainer.seed={seed + NEW_DATA} trainer.max_steps={arguments.steps}"
     make = partial(configured, arguments, run, ARMS[name], new_data)
     relative = relative_time(make(), arguments)

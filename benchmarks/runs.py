@@ -14,6 +14,7 @@ import numpy as np
 
 from benchmarks.measured import ROOT, Row, attempted, on_gpu, shape
 from nemo_cdt.config import Config, typed
+from nemo_cdt.mistakes import fail
 from nemo_cdt.overrides import explain
 from nemo_cdt.validation import validate
 
@@ -24,6 +25,8 @@ COMMON = """
     name=benchmark compare_to=null report=false export.hf=null optim=constant optim.lr=1e-5 optim.min_lr=1e-6
     optim.warmup_steps=0 trainer.global_batch_size=1 trainer.val_interval=0 trainer.checkpoint_interval=0
 """
+OWN = ".benchmark"
+"""The file that says so of a folder that a benchmark has made."""
 FEW = 16
 """Labels of a row where few tokens are labelled: an answer."""
 
@@ -81,6 +84,17 @@ def folder() -> Iterator[Path]:
     """Where a run leaves its files, for as long as it lasts."""
     with tempfile.TemporaryDirectory(prefix="benchmark-", ignore_cleanup_errors=True) as path:
         yield Path(path)
+
+
+def own(folder: Path) -> None:
+    """Makes ``folder`` a benchmark's own, in which it may remove what an attempt that did not end has left.
+
+    Ends the process where it holds what no benchmark has made.
+    """
+    if folder.exists() and not (folder / OWN).exists() and any(folder.iterdir()):
+        fail(f"{folder} is no folder of a benchmark's (it has no {OWN}): move it away, or set another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / OWN).touch()
 
 
 def write_rows(path: Path, *, seq_length: int, labels: str) -> str:

@@ -1,22 +1,19 @@
 """A run's job, from submission to end. OUTPUT/job.json remembers it for `nemo-cdt status|logs|cancel OUTPUT`."""
 
-import json
 import sys
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from omegaconf import OmegaConf
-
 from launchers import slurm
+from launchers.remembered import JOB, Job, recall, remember
 from nemo_cdt.config import Config, DataName
 from nemo_cdt.launcher import Launcher, LauncherName
 from nemo_cdt.nemo.console import PYNVML
 from nemo_cdt.validation import require_sources, sources
 
-JOB = "job.json"
 POLL = 5.0
 """Seconds between two looks at a job."""
 
@@ -33,15 +30,6 @@ class State:
     ended: bool
     succeeded: bool
     saved: str = ""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a submitted run is known by: job ids of Slurm in their order, one name in Kubernetes, or a process id."""
-
-    launcher: Launcher
-    output: str
-    ids: list[str]
 
 
 class Cluster(Protocol):
@@ -190,29 +178,3 @@ def cancel(run: Path) -> int:
     cluster_of(job.launcher).cancel(job)
     print(f"{run} is cancelled: {' '.join(job.ids)}")
     return 0
-
-
-def remember(job: Job) -> None:
-    folder = Path(job.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{JOB}"
-    partial.write_text(json.dumps(asdict(job), indent=1), encoding="utf-8")
-    partial.replace(folder / JOB)
-
-
-def recall(run: Path) -> Job:
-    """Raises ValueError where RUN has no job."""
-    try:
-        found = json.loads((run / JOB).read_text(encoding="utf-8"))
-        launcher = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Launcher()), found["launcher"]))
-        assert isinstance(launcher, Launcher)
-        # here the folder is told by what is asked for, from wherever that is
-        return Job(launcher, found["output"] if launcher.elsewhere else str(run), found["ids"])
-    except FileNotFoundError as error:
-        if not run.is_dir():
-            raise ValueError(f"{run} does not exist: give the output of a run that a launcher has started") from error
-        if points := sorted(str(file.parent) for file in run.glob(f"*/{JOB}")):
-            raise ValueError(f"{run} is a sweep: give one of its points, {', '.join(points)}") from error
-        raise ValueError(f"{run} has no {JOB}: give the output of a run that a launcher has started") from error
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{run / JOB} is damaged: {error}") from error

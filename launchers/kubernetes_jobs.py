@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from launchers.jobs import Job, State
+from launchers.jobs import State
 from launchers.kubernetes import Manifest, manifests
+from launchers.remembered import Job
 from nemo_cdt.config import Config
 from nemo_cdt.launcher import JobKind, Launcher
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -15,14 +14,17 @@ from pathlib import Path
 import psutil
 
 from launchers.baseline import with_baseline
-from launchers.jobs import JOB, Job, remember
 from launchers.local_jobs import this_process
+from launchers.remembered import JOB, Job, remember
 from nemo_cdt.config import Config, save
 from nemo_cdt.describe import describe
 from nemo_cdt.doctor import training_blockers
 from nemo_cdt.ending import LAUNCHER
+from nemo_cdt.folders import traceless
+from nemo_cdt.lock import held
 from nemo_cdt.mistakes import fail
 from nemo_cdt.nemo.console import PYNVML
+from nemo_cdt.validation import check_output
 
 TRAIN = "nemo_cdt.nemo.train"
 BEFORE_TRAINING = ("init", ".init.lock", "tokenizer", ".tokenizer.lock", "key_tokens.npz", ".key_tokens.lock", "index")
@@ -30,35 +32,60 @@ BEFORE_TRAINING = ("init", ".init.lock", "tokenizer", ".tokenizer.lock", "key_to
 
 
 def launch_local(config: Config) -> None:
-    """Train ``config``, then its ``compare_to``; write the report; print what OUTPUT holds."""
+    """Train ``config``, then its ``compare_to``; write the report; print what OUTPUT holds.
+
+    Raises:
+        ValueError: where another run is in OUTPUT, or has been there since the configuration was validated.
+    """
     for blocker in training_blockers():
         fail(blocker)
-    for run in with_baseline(config):
-        _train(run)
-    if config.report:
-        from nemo_cdt.report import write_report
+    with _told_by_sigterm(), held(Path(config.output)):
+        check_output(config)
+        _train(config)
+        for beside in with_baseline(config)[1:]:
+            with held(Path(beside.output)):
+                _train(beside)
+        if config.report:
+            from nemo_cdt.report import write_report
 
-        write_report(Path(config.output))
-    print(f"\n{config.name} is done. {config.output} holds", *_table(_written(config)), sep="\n  ", flush=True)
+            write_report(Path(config.output))
+        print(f"\n{config.name} is done. {config.output} holds", *_table(_written(config)), sep="\n  ", flush=True)
+
+
+class _Terminated(BaseException):
+    """SIGTERM came. No SystemExit, which is Ctrl-C's to NeMo's trainer."""
+
+
+@contextmanager
+def _told_by_sigterm() -> Iterator[None]:
+    """SIGTERM before and after training ends the process in order, so that what it has begun is removed."""
+
+    def on_signal(signum: int, _frame: object) -> None:
+        if signal.getsignal(signum) is on_signal:  # while Lightning trains it has a handler of its own, which saves
+            raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield
+    except _Terminated:
+        raise SystemExit(128 + signal.SIGTERM) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _train(config: Config) -> None:
-    """Train one run; where it fails before it wrote anything, OUTPUT is free for the next."""
+    """Train one run; where it fails before it wrote anything, OUTPUT is as it was."""
     file = Path(config.output, "config.yaml")
-    save(config, file)
-    remember(Job(config.launcher, config.output, this_process()))
-    print(f"\n{config.name}, in {config.output}", *_table(describe(config)), sep="\n  ", flush=True)
-    try:
+    with traceless(file.parent, {file.name, JOB, *BEFORE_TRAINING}):
+        save(config, file)
+        remember(Job(config.launcher, config.output, this_process()))
+        print(f"\n{config.name}, in {config.output}", *_table(describe(config)), sep="\n  ", flush=True)
         if config.trainer.world_size == 1 and not config.launcher.max_restarts:
             from nemo_cdt.nemo.train import train
 
             train(config)
         else:
             _train_in_processes(file, config.trainer.devices, config.launcher.max_restarts)
-    except BaseException:
-        if {path.name for path in file.parent.iterdir()} <= {file.name, JOB, *BEFORE_TRAINING}:
-            shutil.rmtree(file.parent)
-        raise
 
 
 def _train_in_processes(file: Path, devices: int, max_restarts: int) -> None:

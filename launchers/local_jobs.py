@@ -6,8 +6,11 @@ from pathlib import Path
 
 import psutil
 
-from launchers.jobs import Job, State
+from launchers.jobs import State
+from launchers.remembered import Job
 from nemo_cdt.config import Config, load
+from nemo_cdt.lock import holder
+from nemo_cdt.reading import blamed_on
 
 
 def this_process() -> list[str]:
@@ -28,7 +31,8 @@ class Local:
     def state(self, job: Job) -> State:
         running, config = self._process(job) is not None, load(Path(job.output, "config.yaml"))
         last = Path(job.output, "checkpoints/last")
-        saved = int(os.readlink(last).removeprefix("step=")) if last.is_symlink() else 0
+        with blamed_on(last):
+            saved = int(os.readlink(last).removeprefix("step=")) if last.is_symlink() else 0
         done = saved == config.trainer.max_steps
         phase = f"process {job.ids[0]} runs" if running else "done" if done else "ended early"
         line = f"{job.output}: {phase}, {saved} of {config.trainer.max_steps} steps saved"
@@ -50,8 +54,13 @@ class Local:
         process.send_signal(signal.SIGTERM)
 
     def _process(self, job: Job) -> psutil.Process | None:
-        """None where it has ended; another process may have its id by now."""
+        """None where it has ended; another process may have its id by now.
+
+        What job.json says is believed of a process only that the kernel calls the holder of this OUTPUT's lock.
+        """
         identity, started = job.ids
+        if holder(Path(job.output)) != int(identity):
+            return None
         try:
             process = psutil.Process(int(identity))
             return process if str(process.create_time()) == started and process.is_running() else None

@@ -16,6 +16,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +25,7 @@ from launchers.baseline import with_baseline
 from launchers.names import job_name
 from launchers.worker import done
 from nemo_cdt.config import Config, load, save
+from nemo_cdt.lock import held
 from nemo_cdt.mistakes import reported
 from nemo_cdt.nemo.console import PYNVML
 
@@ -31,6 +33,8 @@ WORKER = "launchers.worker"
 PORT = 29500
 PATIENCE = 900
 """Seconds in which all nodes must have come."""
+LEASE = 120
+"""Seconds after which a file server has forgotten the locks of a machine that died."""
 
 
 AFTER_SIGTERM = (
@@ -113,7 +117,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="nemo_cdt-") as folder:
             for index, run in enumerate(with_baseline(config)):
                 save(run, Path(folder, f"{index}.yaml"))
-                _train(run, place, Path(folder, f"{index}.yaml"))
+                # A node that died, and with it the attempt before this one, may hold the lock a while.
+                with held(Path(run.output), wait=LEASE) if place.rank == 0 else nullcontext():
+                    _train(run, place, Path(folder, f"{index}.yaml"))
         if config.report and place.rank == 0:
             from nemo_cdt.report import write_report
 

@@ -9,6 +9,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +23,7 @@ from nemo_cdt.doctor import training_blockers
 from nemo_cdt.launcher import Launcher
 from nemo_cdt.nemo.versions import versions
 from nemo_cdt.resumption import earlier_attempt, require_same_run
-from nemo_cdt.validation import check_files
+from nemo_cdt.validation import check_files, check_places
 
 TIMEOUT = timedelta(minutes=5)
 FREE_GIB = 1
@@ -46,7 +47,7 @@ def preflight(config: Config, env: Mapping[str, str]) -> distributed.Store:
     if not faults:
         faults = _together(store, rank, world, "reduced", _all_reduce(config, store, rank, world, local), _flat)
     if rank == 0:
-        shutil.rmtree(_folder(config), ignore_errors=True)
+        _tidy(config, world)
         for fault in faults:
             print(f"error: preflight: {fault}", file=sys.stderr, flush=True)
     if faults:
@@ -111,11 +112,12 @@ def _node_faults(config: Config, rank: int) -> list[str]:
 def _claim(config: Config) -> None:
     """OUTPUT is this run's from here on. Raises ValueError where it is another's."""
     file = Path(config.output, "config.yaml")
-    if file.exists():
-        if not config.resume and _bare(load(file)) != _bare(config):
-            raise ValueError(f"output={config.output} already holds a run: set resume=true, or another output")
-        if (earlier := earlier_attempt(config)) is not None:
-            require_same_run(config, earlier)
+    if file.exists() and not config.resume and _bare(load(file)) != _bare(config):
+        raise ValueError(f"output={config.output} already holds a run: set resume=true, or another output")
+    earlier = earlier_attempt(config)
+    if earlier is not None:
+        require_same_run(config, earlier)
+    check_places(config, earlier)
     save(replace(config, resume=True), file)
 
 
@@ -143,6 +145,14 @@ def _compare(config: Config, found: list[dict[str, Any]]) -> list[str]:
 
 def _folder(config: Config) -> Path:
     return Path(config.output, ".preflight")
+
+
+def _tidy(config: Config, world: int) -> None:
+    """Removes what the ranks wrote there, by name, and the folder where nothing else is in it."""
+    with suppress(OSError):
+        for rank in range(world):
+            Path(_folder(config), str(rank)).unlink(missing_ok=True)
+        _folder(config).rmdir()
 
 
 def _unseen(config: Config, world: int) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import MarkedYAMLError, YAMLError
 
 from nemo_cdt.config import Config
 from nemo_cdt.launcher import Launcher, LauncherName, keys_of
+from nemo_cdt.reading import FileError, blamed_on, read_yaml
 
 OURS = {"name", "site", "dryrun", "follow", "max_restarts"}
 """Keys that are of a run, not of a site."""
@@ -44,37 +44,47 @@ def with_site(config: Config, stated: Collection[str] = ()) -> Config:
         if launcher.site or os.environ.get("NEMO_CDT_SITE"):
             raise ValueError(f"{file}, the file of your site, does not exist: see launchers/README.md")
         return config
-    given = _section(file, launcher.name)
+    with blamed_on(file):
+        return replace(config, launcher=_joined(launcher, _section(file, launcher.name), stated, file))
+
+
+def _joined(launcher: Launcher, given: dict[str, Any], stated: Collection[str], file: Path) -> Launcher:
+    """``launcher`` with what ``file`` has given where it has nothing itself."""
     unset = {key.name: getattr(Launcher(), key.name) for key in fields(Launcher)}
     changes: dict[str, Any] = {}
     for key, value in given.items():
+        key = str(key)
         if key not in keys_of(launcher.name) - OURS:
             near = get_close_matches(key, keys_of(launcher.name) - OURS, n=1)
             hint = f": did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{file}: {launcher.name}.{key} is no key of launcher={launcher.name}{hint}")
+            raise FileError(f"{file}: {launcher.name}.{key} is no key of launcher={launcher.name}{hint}")
         here = getattr(launcher, key)
         if isinstance(here, dict):
+            if not isinstance(value, dict):
+                raise FileError(f"{file}: {launcher.name}.{key} must be a mapping, not {str(value)[:60]}")
             changes[key] = value | here
         elif here == unset[key] and key not in stated:
             changes[key] = value
-    return replace(config, launcher=_typed(replace(launcher, **changes), file))
+    return _typed(replace(launcher, **changes), file)
 
 
 def _section(file: Path, name: LauncherName) -> dict[str, Any]:
-    try:
-        loaded = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise ValueError(f"{file}, line {line}: {error.problem or 'this is no YAML'}") from error
-    except (OmegaConfBaseException, YAMLError, OSError) as error:
-        raise ValueError(f"{file}: {str(error).splitlines()[0]}") from error
+    loaded = read_yaml(file)
+    try:  # ${oc.env:NAME} in it is expanded: the file is the user's own
+        expanded = OmegaConf.to_container(OmegaConf.create(loaded or {}), resolve=True)
+    except OmegaConfBaseException as error:
+        raise FileError(f"{file}: {_first_line(error)}") from error
     sections = [launcher.value for launcher in LauncherName if launcher is not LauncherName.local]
-    if unknown := [str(key) for key in loaded or () if key not in sections]:
-        raise ValueError(f"{file}: {unknown[0]} is no section: there are {', '.join(sections)}")
-    section = (loaded or {}).get(name.value, {}) if isinstance(loaded, dict) else None
+    if unknown := [str(key) for key in (expanded if isinstance(expanded, dict) else ()) if key not in sections]:
+        raise FileError(f"{file}: {unknown[0][:60]} is no section: there are {', '.join(sections)}")
+    section = expanded.get(name.value, {}) if isinstance(expanded, dict) else None
     if not isinstance(section, dict):
-        raise ValueError(f"{file} must have a section {name}: with keys of launcher={name}")
+        raise FileError(f"{file} must have a section {name}: with keys of launcher={name}")
     return section
+
+
+def _first_line(error: OmegaConfBaseException) -> str:
+    return str(error).partition("\n")[0][:200]
 
 
 def _typed(launcher: Launcher, file: Path) -> Launcher:
@@ -84,7 +94,7 @@ def _typed(launcher: Launcher, file: Path) -> Launcher:
         try:
             plain[key.name] = getattr(launcher, key.name)
         except OmegaConfBaseException as error:
-            raise ValueError(f"{file}: {key.name}: {str(error).splitlines()[0]}") from error
+            raise FileError(f"{file}: {key.name}: {_first_line(error)}") from error
     typed = OmegaConf.to_object(plain)
     assert isinstance(typed, Launcher)
     return typed

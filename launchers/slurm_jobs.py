@@ -7,8 +7,9 @@ import tempfile
 from pathlib import Path
 
 from launchers import slurm, slurm_nemo_run
-from launchers.jobs import Job, State
+from launchers.jobs import State
 from launchers.local import nemo_run_home
+from launchers.remembered import Job
 from nemo_cdt.config import Config, save
 from nemo_cdt.launcher import Launcher, Submit
 
@@ -26,19 +27,50 @@ class Slurm:
     def submit(self, config: Config) -> list[str]:
         """Raises ValueError where OUTPUT holds a run that this one does not resume, and for what Slurm refuses.
 
-        Then nothing is left of it.
+        Then nothing is left of it, and what was there before still is.
         """
-        file, folder = shlex.quote(str(slurm.config_file(config))), shlex.quote(str(slurm.logs(config)))
-        if not config.resume and self._run(f"test -e {file}", may_fail=True) is not None:
-            raise ValueError(f"output={config.output} already holds a run: set resume=true, or another output")
-        self._must(f"mkdir -p {folder}")
+        made, before = self._make(slurm.logs(config)), set[str]()
+        try:
+            if not config.resume:
+                self._claim(config)
+                before = self._find(config)
+        except BaseException:
+            self._remove([], made)
+            raise
         try:
             self._write(config)
             return self._submit(config)
         except BaseException:
             if not config.resume:
-                self._run(f"rm -rf {file} {folder}; rmdir {shlex.quote(str(slurm.output(config)))}", may_fail=True)
+                new = [*(self._find(config) - before), str(slurm.config_file(config))]
+                self._remove(sorted(new, key=len, reverse=True), made)
             raise
+
+    def _make(self, folder: Path) -> list[str]:
+        """Makes it, and what it lies in; those that were not there, the innermost first."""
+        shown = 'for each in "$@"; do test -e "$each" || echo "$each"; done'
+        folders = " ".join(shlex.quote(str(each)) for each in (folder, *folder.parents))
+        missing = self._must(f"sh -c {shlex.quote(shown)} sh {folders}").splitlines()
+        self._must(f"mkdir -p -- {shlex.quote(str(folder))}")
+        return missing
+
+    def _claim(self, config: Config) -> None:
+        """Of two submissions at a time one makes the file, and goes on."""
+        file = shlex.quote(str(slurm.config_file(config)))
+        if self._run(f"test -e {file}", may_fail=True) is not None:
+            raise ValueError(f"output={config.output} already holds a run: set resume=true, or another output")
+        self._must(f"sh -C -c {shlex.quote(f': > {file}')}")
+
+    def _find(self, config: Config) -> set[str]:
+        """What is in the folder of OUTPUT that is for Slurm."""
+        folder = shlex.quote(str(slurm.logs(config)))
+        return {*filter(None, (self._run(f"find {folder} -mindepth 1 -print0", may_fail=True) or "").split("\0"))}
+
+    def _remove(self, paths: list[str], folders: list[str]) -> None:
+        """Files, and folders that are empty; each folder after what is in it."""
+        words = " ".join(map(shlex.quote, [*paths, *folders]))
+        each = 'for each in "$@"; do rm -f -- "$each" || rmdir -- "$each"; done'
+        self._run(f"sh -c {shlex.quote(each)} sh {words}", may_fail=True)
 
     def _write(self, config: Config) -> None:
         """Into OUTPUT, on the cluster."""
@@ -52,19 +84,24 @@ class Slurm:
         if config.launcher.submit is Submit.nemo_run:
             return slurm_nemo_run.submit(config)
         ids: list[str] = []
-        for _ in range(config.launcher.chain):
-            # on several clusters of one Slurm it answers ID;CLUSTER
-            ids.append(self._must(slurm.submission(config, ids)).split(";")[0].strip())
+        try:
+            for _ in range(config.launcher.chain):
+                # on several clusters of one Slurm it answers ID;CLUSTER
+                ids.append(self._must(slurm.submission(config, ids)).split(";")[0].strip())
+        except BaseException:
+            if ids:  # the chain's first jobs would begin without the rest, and without their files
+                self._run(f"scancel {' '.join(map(shlex.quote, ids))}", may_fail=True)
+            raise
         return ids
 
     def is_alive(self, job: Job) -> bool:
         """Whether the queue has one of its jobs: waiting, running or about to come back."""
-        queued = self._run(f"squeue --noheader --format=%A --jobs={','.join(job.ids)}", may_fail=True)
+        queued = self._run(f"squeue --noheader --format=%A --jobs={_listed(job)}", may_fail=True)
         return bool((queued or "").strip())  # it fails for a job of long ago
 
     def state(self, job: Job) -> State:
         """From Slurm's accounting; of a job that it does not know yet, the queue."""
-        table = self._must(f"sacct --allocations --parsable2 --format={FIELDS} --jobs={','.join(job.ids)}")
+        table = self._must(f"sacct --allocations --parsable2 --format={FIELDS} --jobs={_listed(job)}")
         rows = list(csv.DictReader(table.splitlines(), delimiter="|"))
         states = {row["JobID"]: row["State"].split()[0] for row in rows}
         lines = [
@@ -84,8 +121,7 @@ class Slurm:
 
     def new_log(self, job: Job) -> str:
         """What the jobs have written since the last call, and not those of earlier submissions, in the jobs' order."""
-        folder = shlex.quote(str(Path(job.launcher.workdir or "", job.output, "slurm")))
-        listed = self._run(f"find {folder} -name '*.out' -size +0", may_fail=True) or ""
+        listed = self._run(f"find {_folder(job, 'slurm')} -type f -name '*.out' -size +0", may_fail=True) or ""
         text = ""
         for file in sorted(filter(None, (_place(path, job.ids) for path in listed.splitlines()))):
             path = file[-1]
@@ -96,8 +132,7 @@ class Slurm:
         return text
 
     def _saved(self, job: Job) -> str:
-        folder = shlex.quote(str(Path(job.launcher.workdir or "", job.output)))
-        found = self._run(f"cd {folder} && find . -path '*checkpoints/last' -printf '%l '", may_fail=True)
+        found = self._run(f"cd {_folder(job)} && find . -path '*checkpoints/last' -printf '%l '", may_fail=True)
         saved = " ".join((found or "").split())
         return f"{saved} is saved, from where resume=true goes on" if saved else "nothing was saved"
 
@@ -118,6 +153,16 @@ class Slurm:
         """None where it fails, and may."""
         done = self._tunnel.run(command, warn=may_fail, in_stream=False)
         return None if done.return_code else done.stdout
+
+
+def _listed(job: Job) -> str:
+    return shlex.quote(",".join(job.ids))
+
+
+def _folder(job: Job, *parts: str) -> str:
+    """In OUTPUT, where that is, for a shell: no command takes a path from the root on for an option."""
+    where = job.launcher.workdir or "" if job.launcher.elsewhere else Path.cwd()
+    return shlex.quote(str(Path(where, job.output, *parts)))
 
 
 def _place(path: str, ids: list[str]) -> tuple[int, bool, str] | None:

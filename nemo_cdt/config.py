@@ -3,6 +3,7 @@
 Hydra checks names and types against these dataclasses; :mod:`nemo_cdt.validation` checks what no type can say.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nemo_cdt.enums import StrEnum
 from nemo_cdt.folders import write_whole
 from nemo_cdt.launcher import Launcher
+from nemo_cdt.reading import blamed_on, read_yaml
 
 PROFILED_STEP = 4
 """By then memory is allocated and kernels are chosen."""
@@ -385,16 +387,36 @@ def walk(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def typed(config: DictConfig | ListConfig, schema: type[Config] = Config) -> Config:
     """What Hydra or a file composed, as ``schema``. An unknown key or a wrong type is an OmegaConf error."""
     # Merged as a plain dict: a DictConfig to which Hydra's `+key=value` added a key would pass.
-    values = OmegaConf.to_container(config, resolve=True)
+    values = _literally(OmegaConf.to_container(config, resolve=True))
     return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values)))
 
 
 def load(path: str | Path) -> Config:
-    """The run that :func:`save` wrote."""
-    try:
-        return typed(OmegaConf.load(path))
-    except OmegaConfBaseException as error:
-        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
+    """The run that :func:`save` wrote. Its values are what they are: ``${...}`` is text and not looked up.
+
+    Raises:
+        FileError: names the file and what is wrong in it.
+    """
+    with blamed_on(path, "not a resolved config of this version"):
+        found = read_yaml(Path(path))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no keys with values")
+        try:
+            return typed(OmegaConf.create(_literally(found)))
+        except OmegaConfBaseException as error:
+            raise ValueError(str(error).splitlines()[0]) from error
+
+
+def _literally(value: Any) -> Any:
+    """As OmegaConf gives it back when it looks up what stands between ``${`` and ``}``."""
+    match value:
+        case str():
+            return re.sub(r"(\\*)\$\{", r"\1\1\${", value)
+        case dict():
+            return {key: _literally(each) for key, each in value.items()}
+        case list():
+            return [_literally(each) for each in value]
+    return value
 
 
 def save(config: Config, path: str | Path) -> None:

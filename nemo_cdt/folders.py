@@ -1,9 +1,10 @@
 """Folders and files that are there whole or not at all."""
 
 import os
+import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -16,8 +17,8 @@ def new_folder(destination: Path) -> Iterator[Path]:
     """
     if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
         raise ValueError(f"{destination} already exists and is not empty; name a new folder")
-    partial = destination.with_name(f".{destination.name}.{os.getpid()}")
-    partial.mkdir(parents=True)
+    partial = beside(destination)
+    partial.mkdir(parents=True)  # refused where it is there: what is removed below is what was made here
     try:
         yield partial
         partial.replace(destination)
@@ -26,11 +27,42 @@ def new_folder(destination: Path) -> Iterator[Path]:
         raise
 
 
+def beside(path: Path) -> Path:
+    """A hidden name in the same folder that nothing has. A process id would come again, in containers at each start."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+
+
 def write_whole(path: Path, text: str) -> None:
     """Writes a file that is there whole or not at all; an older one is replaced."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = beside(path)
     try:
-        partial.write_text(text, encoding="utf-8")
+        with partial.open("x", encoding="utf-8") as file:
+            file.write(text)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def traceless(folder: Path, names: Collection[str]) -> Iterator[None]:
+    """Where the block fails and nothing is new in ``folder`` but some of ``names``, those new ones are removed.
+
+    The caller keeps others from writing there meanwhile. What was there before stays, by the same names too.
+    """
+    before = {path.name for path in folder.iterdir()}
+    try:
+        yield
+    except BaseException:
+        new = [path for path in folder.iterdir() if path.name not in before]
+        if all(path.name in names for path in new):
+            for path in new:
+                _remove(path)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(FileNotFoundError):
+            os.unlink(path)

@@ -24,6 +24,8 @@ from nemo_cdt.prepare.work import Place, Worker
 from nemo_cdt.prepared import SUMMARY, TRAIN, VALIDATION, fingerprint, read_summary
 
 REJECTS = "rejects.jsonl"
+IDENTITY = "identity.json"
+"""In the folder of unfinished work: of which settings it is, and that it is ours."""
 PACKAGES = ("nemo-cdt", "megatron-core", "transformers", "tokenizers", "pyarrow", "numpy")
 BINS = [0, *(1 << bits for bits in range(10, 18))]
 """Edges of the histogram of lengths, in tokens: 1,024 to 131,072."""
@@ -107,13 +109,14 @@ def _claimed(output: Path, identity: dict[str, Any]) -> Iterator[Path]:
     it is gone, and after a mistake too, for another command follows."""
     work = output.with_name(f".{output.name}.partial")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        if (output / SUMMARY).exists():
+        if (output / SUMMARY).exists() and (work / IDENTITY).exists():
             shutil.rmtree(work, ignore_errors=True)  # of a process that was killed between its last two steps
         raise ValueError(f"output={output} already exists and is not empty: set a new folder")
     work.mkdir(parents=True, exist_ok=True)
+    _require_own(work)
     try:
         with FileLock(work / "lock", timeout=0):
-            _require_same(work / "identity.json", identity, output)
+            _require_same(work / IDENTITY, identity, output)
             try:
                 yield work
             except ValueError:
@@ -122,6 +125,14 @@ def _claimed(output: Path, identity: dict[str, Any]) -> Iterator[Path]:
     except Timeout as error:
         raise ValueError(f"output={output}: another process is preparing it") from error
     shutil.rmtree(work)
+
+
+def _require_own(work: Path) -> None:
+    """A folder of somebody else's by this name must not be worked in, and so removed. Ours says first what it is of."""
+    begun = ("lock", f".{IDENTITY}.")
+    there = sorted(path.name for path in work.iterdir() if not path.name.startswith(begun))
+    if there and not (work / IDENTITY).exists():
+        raise ValueError(f"{work}, where work is kept until it is done, has {there[0]} and no {IDENTITY}: move it away")
 
 
 def _require_same(file: Path, identity: dict[str, Any], output: Path) -> None:

@@ -6,11 +6,15 @@ Each check raises ValueError with one line: the values that cannot be together, 
 from nemo_cdt.config import Config
 from nemo_cdt.validation.jobs import check_launcher
 from nemo_cdt.validation.layout import check_vocabulary, validate_layout
-from nemo_cdt.validation.sources import check_files, require_sources, sources
+from nemo_cdt.validation.outputs import check_output, check_places
+from nemo_cdt.validation.places import sources
+from nemo_cdt.validation.sources import check_files, require_sources
 from nemo_cdt.validation.values import validate_values
 
 __all__ = [
     "check_files",
+    "check_output",
+    "check_places",
     "check_vocabulary",
     "require_sources",
     "sources",

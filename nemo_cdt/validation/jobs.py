@@ -6,7 +6,8 @@ from typing import Any
 
 from nemo_cdt.launcher import KUBERNETES, SLURM, SQUASHED, JobKind, Launcher, LauncherName, keys_of
 
-CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+"""And half a surrogate, which no terminal and no file takes."""
 SECRET = re.compile(r"(?i)(token(?!iz)|secret|passw|credential|api_?key|access_?key|_pw$)")
 SECRET_VALUE = re.compile(
     r"\b(hf_|sk-|gh[opu]_|github_pat_|glpat-|nvapi-|AKIA)[A-Za-z0-9_-]{16,}|://[^\s/:@]+:[^\s/@]+@|\b[Ww]andb login \w"
@@ -20,6 +21,11 @@ K8S_NAME = r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?"
 PATTERNS = {
     "workdir": r"/[\w.,=+/@-]*",
     "image": r"[\w.:=+@/#-]*",
+    # what ssh or srun would take for an option is none: -oProxyCommand=...
+    "host": r"[\w\[:][\w.:%\]-]*",
+    "user": r"[\w.][\w.@+-]*",
+    "identity": r"[^-].*",
+    "python": r"[\w.~/][\w.,:=+@/-]*",
     "time": r"\d+(-\d+)?(:\d+){0,2}",
     "array": r"\d+([-,:]\d+)*(%\d+)?",
     "mem": r"\d+[KMGT]?",
@@ -31,6 +37,7 @@ PATTERNS = {
     **dict.fromkeys(("cpu", "memory", "shared_memory"), r"\d+(\.\d+)?([kKMGTP]i?|m)?"),
 }
 EXAMPLES = {
+    "identity": "~/.ssh/id_ed25519",
     "time": "4:00:00, or 1-12:00:00 with days",
     "array": "1-4, or 1-9:2%2",
     "mem": "200G",
@@ -75,7 +82,7 @@ def _check_values(launcher: Launcher) -> None:
         for value in _strings(getattr(launcher, key.name)):
             if CONTROL.search(value):
                 raise ValueError(f"launcher.{key.name}={value!r} has a line break or a control character: remove it")
-            if key.name not in FREE and not re.fullmatch(PATTERNS.get(key.name, WORD), value):
+            if (key.name in PATTERNS or key.name not in FREE) and not re.fullmatch(PATTERNS.get(key.name, WORD), value):
                 raise ValueError(f"launcher.{key.name}={value!r} is no value for it: {_expected(key.name)}")
     for variable in (*launcher.env, *launcher.secrets):
         if not re.fullmatch(VARIABLE, variable):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from nemo_cdt.config import Config
 from nemo_cdt.resumption import earlier_attempt, require_same_run
+from nemo_cdt.validation.places import check_apart, check_export
 from nemo_cdt.validation.rules import require
 
 
@@ -25,21 +26,14 @@ def check_output(config: Config) -> None:
     if earlier is not None:
         require_same_run(config, earlier)
     if config.export.hf is not None:
-        _check_export(config, earlier, Path(config.export.hf))
+        _check_writable("export.hf", Path(config.export.hf))
+    check_places(config, earlier)
 
 
-def _check_export(config: Config, earlier: Config | None, folder: Path) -> None:
-    _check_writable("export.hf", folder)
-    require(
-        config.init.hf is None or folder.resolve() != Path(config.init.hf).resolve(),
-        f"export.hf={folder} is init.hf itself: set another folder",
-    )
-    require(
-        (earlier is not None and earlier.export.hf == config.export.hf)  # what is there is that attempt's: replaced
-        or not folder.is_dir()
-        or not any(folder.iterdir()),
-        f"export.hf={folder} is not empty: set another folder",
-    )
+def check_places(config: Config, earlier: Config | None) -> None:
+    """Raise ValueError where what the run writes would replace what it reads, or what is not its own."""
+    check_apart(config, earlier)
+    check_export(config)
 
 
 def _check_writable(name: str, path: Path) -> None:

@@ -1,0 +1,129 @@
+"""The folder of an exported model: which run made it, and what of it may be replaced.
+
+A run marks what it exports with a file that has the run's id and a list of what was written. A folder is replaced only
+where it has that mark and holds nothing else, and removed file by file: what is the user's is never removed.
+"""
+
+import json
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from nemo_cdt.folders import beside, write_whole
+from nemo_cdt.reading import entry, read_json
+
+MARK = "nemo_cdt_export.json"
+RUN_ID = ".run_id"
+"""In OUTPUT, so that it moves with it. Made when a run first exports."""
+
+
+class ExportError(ValueError):
+    """The folder holds what would be lost. Its text begins with the folder."""
+
+
+def require_replaceable(folder: Path, output: Path) -> None:
+    """Raise ExportError where ``folder`` is there and is anything else than what the run in ``output`` has exported."""
+    _replaced(folder, output)
+
+
+@contextmanager
+def replacing(folder: Path, output: Path) -> Iterator[Path]:
+    """A new path beside ``folder`` to export to, which takes its place when the block ends well.
+
+    A kill at any moment leaves the old folder, or the new, or both under other names.
+
+    Raises:
+        ExportError: as :func:`require_replaceable`, before and after the block.
+    """
+    folder = folder.resolve()  # what a link names is replaced, not the link
+    _replaced(folder, output)
+    new = beside(folder)
+    new.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield new
+        write_whole(new / MARK, json.dumps({"run": _made_id(output), "files": _files(new)}, indent=1))
+        _swap(folder, new, _replaced(folder, output))
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)  # made here, and by nobody's name but ours
+        raise
+
+
+def _swap(folder: Path, new: Path, listed: dict[str, int]) -> None:
+    if not folder.exists():
+        new.replace(folder)
+        return
+    old = beside(folder)
+    folder.rename(old)
+    try:
+        new.replace(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
+    _remove(old, listed)
+
+
+def _remove(folder: Path, files: dict[str, int]) -> None:
+    """Of ``folder`` these files, and the folders that are empty then. What else came into it stays."""
+    for name in files:
+        (folder / name).unlink(missing_ok=True)
+    for each in sorted({parent for name in files for parent in (folder / name).parents}, reverse=True):
+        if each == folder or folder in each.parents:
+            with suppress(OSError):
+                each.rmdir()
+
+
+def _replaced(folder: Path, output: Path) -> dict[str, int]:
+    """The files of ``folder`` with their sizes, all of which the run in ``output`` has exported; the mark too."""
+    if not folder.exists():
+        return {}
+    if not folder.is_dir():
+        raise ExportError(f"{folder} is no folder")
+    found = _files(folder)
+    if not found:
+        return {}
+    if MARK not in found:
+        raise ExportError(f"{folder} is not empty, and no {MARK} says that {min(found)} in it is this run's")
+    run, listed = _marked(folder / MARK)
+    if run != _run_id(output):
+        raise ExportError(f"{folder} is not empty: {min(found)} and what else is in it was exported by another run")
+    foreign = [name for name, size in found.items() if name != MARK and (size < 0 or listed.get(name) != size)]
+    if foreign:
+        raise ExportError(f"{folder} is not empty: {min(foreign)} in it is not as this run exported it")
+    return found
+
+
+def _marked(mark: Path) -> tuple[str, dict[str, int]]:
+    """Whose mark it is, and what it lists."""
+    try:
+        of = read_json(mark)
+        return entry(of, "run", str, mark), entry(of, "files", dict, mark)
+    except ValueError as error:
+        raise ExportError(str(error)) from error
+
+
+def _files(folder: Path) -> dict[str, int]:
+    """By its path there, the size of everything in ``folder`` but folders; -1 of a link and of an empty folder."""
+    found = {}
+    for path in folder.rglob("*"):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            found[str(path.relative_to(folder))] = -1
+        elif path.is_file():
+            found[str(path.relative_to(folder))] = path.stat().st_size
+        elif not any(path.iterdir()):
+            found[str(path.relative_to(folder))] = -1
+    return found
+
+
+def _run_id(output: Path) -> str | None:
+    file = output / RUN_ID
+    return entry(read_json(file), "run", str, file) if file.exists() else None
+
+
+def _made_id(output: Path) -> str:
+    known = _run_id(output)
+    if known is None:
+        known = secrets.token_hex(16)
+        write_whole(output / RUN_ID, json.dumps({"run": known}))
+    return known
