@@ -397,7 +397,7 @@ def load(path: str | Path) -> Config:
     Raises:
         FileError: names the file and what is wrong in it.
     """
-    with blamed_on(path, "not a resolved config of this version"):
+    with blamed_on(path):
         found = read_yaml(Path(path))
         if not isinstance(found, dict):
             raise ValueError("it holds no keys with values")

@@ -21,6 +21,7 @@ from nemo_cdt.data.tokenizer import load_tokenizer, token_texts
 from nemo_cdt.enums import StrEnum
 from nemo_cdt.overrides import explain
 from nemo_cdt.prepared import read_summary, require_there
+from nemo_cdt.reading import encoded
 
 UNBOUNDED = 2**31
 HOPS, EMOJIS = Data().hops, Data().emojis
@@ -166,7 +167,7 @@ def _written(ids: np.ndarray, kinds: list[str], tokenizer: PreTrainedTokenizerFa
 
 def _printable(text: str) -> str:
     """Without what would steer a terminal."""
-    whole = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    whole = encoded(text).decode("utf-8", "replace")
     return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in whole)
 
 

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import NoReturn
 
 OURS = ("nemo_cdt", "launchers", "benchmarks")
@@ -22,7 +21,7 @@ def reported(files: bool = True) -> Iterator[None]:
             raise
         fail(str(error))
     except ValueError as error:
-        if not _ours(error.__traceback__):
+        if not is_ours(error):
             raise
         fail(str(error))
 
@@ -32,9 +31,9 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def _ours(traceback: TracebackType | None) -> bool:
+def is_ours(error: BaseException) -> bool:
     """Whether the innermost frame is ours: the code that said ``raise``."""
-    package = ""
+    package, traceback = "", error.__traceback__
     while traceback is not None:
         package = traceback.tb_frame.f_globals.get("__package__") or ""
         traceback = traceback.tb_next

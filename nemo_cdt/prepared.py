@@ -5,9 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nemo_cdt.reading import FileError, blamed_on, entry, read_json, read_text
+
 SUMMARY = "summary.json"
 TRAIN, VALIDATION = "train", "validation"
 """Of ``train.bin`` and ``train.idx``, Megatron's format; there is no ``validation`` where nothing is held out."""
+COUNTS = ("documents", "shortest", "longest", "unprompted")
+"""What training asks of each."""
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -16,15 +20,29 @@ def read_summary(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: where the folder is none, or lacks a file.
     """
+    file = folder / SUMMARY
     try:
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is no folder of `nemo-cdt prepare`: it has no readable {SUMMARY}") from error
+        summary = read_json(file)
+    except FileError as error:
+        raise FileError(
+            f"{folder} is no folder of `nemo-cdt prepare`: it has no readable {SUMMARY} ({error})"
+        ) from error
     for split in (TRAIN, VALIDATION):
-        for file in (folder / f"{split}.bin", folder / f"{split}.idx"):
-            if summary[split]["documents"] and not file.is_file():
-                raise ValueError(f"{folder} has no {file.name}: prepare it again")
+        _require_counts(entry(summary, split, dict, file), COUNTS, f"{file}: {split}")
+        for part in (folder / f"{split}.bin", folder / f"{split}.idx"):
+            if summary[split]["documents"] and not part.is_file():
+                raise ValueError(f"{folder} has no {part.name}: prepare it again")
+    tokenizer = entry(summary, "tokenizer", dict, file)
+    _require_counts(tokenizer, ("size",), f"{file}: tokenizer")
+    for name in ("path", "fingerprint"):
+        entry(tokenizer, name, str, f"{file}: tokenizer")
     return summary
+
+
+def _require_counts(found: dict[str, Any], names: tuple[str, ...], where: str) -> None:
+    for name in names:
+        if not 0 <= entry(found, name, int, where) < 1 << 63:
+            raise FileError(f"{where}: its {name} must be a count, not {found[name]}")
 
 
 def require_there(data: str) -> None:
@@ -41,22 +59,20 @@ def fingerprint(tokenizer: str) -> str:
     if tokenizer == "byte":
         return "byte"
     folder = Path(tokenizer)
-    try:
-        backend = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    with blamed_on(folder / "tokenizer.json", "it is no Hugging Face tokenizer"):
+        backend = read_json(folder / "tokenizer.json")
         counted = {name: value for name, value in backend.items() if name not in ("padding", "truncation")}
         what = [counted, _chat_template(folder), _size(backend)]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{folder} is no Hugging Face tokenizer: it has no readable tokenizer.json") from error
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 def _chat_template(folder: Path) -> Any:
     """From where transformers takes it, newest first."""
     if (folder / "chat_template.jinja").exists():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        return read_text(folder / "chat_template.jinja")
     for name in ("chat_template.json", "tokenizer_config.json"):
         if (folder / name).exists():
-            return json.loads((folder / name).read_text(encoding="utf-8")).get("chat_template")
+            return read_json(folder / name).get("chat_template")
     return None
 
 

@@ -4,13 +4,16 @@ Whoever interprets what a file holds does so inside :func:`blamed_on`, so that a
 calls further down names the file too. Nothing here unpickles or runs anything.
 """
 
+import itertools
 import json
 import math
+import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -30,12 +33,13 @@ class FileError(ValueError):
 
 
 @contextmanager
-def blamed_on(file: object, but: str = "") -> Iterator[None]:
+def blamed_on(file: object, but: str = "", whatever: bool = False) -> Iterator[None]:
     """Within it, what a file's contents make of the code that reads them is a ValueError: ``FILE: but (reason)``.
 
     Args:
         file: the file, or the file and a line, as a user is to find it.
         but: what it is not, as "it is no whole safetensors file". Without it the reason stands alone.
+        whatever: also what code in Rust raises: a bare Exception, or what is none of it, which its panics are.
 
     Raises:
         FileError: a ValueError whose text begins with ``file``.
@@ -45,9 +49,13 @@ def blamed_on(file: object, but: str = "") -> Iterator[None]:
     except FileError:
         raise
     except OSError as error:
-        raise FileError(_line(file, but, error.strerror or str(error))) from error
+        raise FileError(_line(file, but, error.strerror or _reason(error))) from error
     except OF_CONTENTS as error:
         raise FileError(_line(file, but, _reason(error))) from error
+    except BaseException as error:
+        if whatever and (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
+            raise FileError(_line(file, but, _reason(error))) from error
+        raise
 
 
 def _line(file: object, but: str, reason: str) -> str:
@@ -70,23 +78,49 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A regular file, to read: a named pipe would make one wait for ever.
+
+    Raises:
+        FileError: for one that is missing or no file.
+    """
+    with blamed_on(path):
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    with file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise FileError(f"{path}: it is no file")
+        yield file
+
+
 def read_bytes(path: Path, most: int = LARGEST) -> bytes:
     """All of a regular file of at most ``most`` bytes.
 
     Raises:
-        FileError: for one that is missing, larger, or no file: reading a named pipe would wait for ever.
+        FileError: for one that is missing, larger, or no file.
     """
-    with blamed_on(path):
-        about = path.stat()
-        if not stat.S_ISREG(about.st_mode):
-            raise ValueError("it is no file")
-        if about.st_size > most:
-            raise ValueError(f"it has {about.st_size:,} bytes, more than the {most:,} that are read")
-        with path.open("rb") as file:
-            data = file.read(most + 1)
-        if len(data) > most:  # it has grown
-            raise ValueError(f"it has more than the {most:,} bytes that are read")
-        return data
+    with opened(path) as file, blamed_on(path):
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise ValueError(f"it has {size:,} bytes, more than the {most:,} that are read")
+        return file.read(size)
+
+
+def read_lines(path: Path, most: int = LARGEST) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file of any size, from 1, each with its end.
+
+    Raises:
+        FileError: where the file cannot be read, or a line has more than ``most`` bytes.
+    """
+    with opened(path) as file:
+        for number in itertools.count(1):
+            with blamed_on(f"{path}:{number}"):
+                line = file.readline(most + 1)
+                if len(line) > most:
+                    raise ValueError(f"a line of more than {most:,} bytes")
+            if not line:
+                return
+            yield number, line
 
 
 def read_text(path: Path, most: int = LARGEST) -> str:
@@ -165,6 +199,26 @@ def entry(found: dict[str, Any], key: str, kind: type | tuple[type, ...], file: 
     if not good:
         raise FileError(f"{file}: its {key} must be {' or '.join(one.__name__ for one in kinds)}, not {_named(value)}")
     return value
+
+
+def metrics_row(line: bytes, path: Path) -> dict[str, Any] | None:
+    """None where it is no row of ``metrics.jsonl``: a kill has cut it off."""
+    try:
+        row = parse_json(line, path)
+    except FileError:
+        return None
+    step = row.get("step")
+    return row if type(step) is int and 0 <= step < 1 << 53 else None
+
+
+def valid(text: str) -> str:
+    """A text that can be written and printed: half a surrogate pair, which JSON and YAML can hold, becomes U+FFFD."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+
+def encoded(token: str) -> bytes:
+    """UTF-8, of a text whose lone surrogates are bytes, as "surrogateescape" has them; other halves are U+FFFD."""
+    return re.sub("[\ud800-\udc7f\udd00-\udfff]", "\ufffd", token).encode("utf-8", "surrogateescape")
 
 
 def _named(value: object) -> str:

@@ -25,6 +25,7 @@ from nemo_cdt.analysis.samples import CONTEXT, Sample
 from nemo_cdt.analysis.settings import Settings, Source
 from nemo_cdt.config import Precision
 from nemo_cdt.folders import write_whole
+from nemo_cdt.reading import valid
 from nemo_cdt.report.heatmap import MEANINGS, TYPE_NAMES
 
 
@@ -95,7 +96,8 @@ def write_page(folder: Path, result: Result, facts: Facts, command: str) -> None
     loader = jinja2.FileSystemLoader([Path(__file__).parent, Path(report.__file__).parent])
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.get_template("analysis.html.j2")
-    write_whole(folder / "report.html", template.render(result=result, facts=facts, pictures=pictures, command=command))
+    page = template.render(result=result, facts=facts, pictures=pictures, command=command)
+    write_whole(folder / "report.html", valid(page))
 
 
 def _png(drawing: Drawing, path: Path) -> str:

@@ -10,8 +10,10 @@ from transformers import PreTrainedTokenizerFast
 
 from nemo_cdt.analysis.settings import Samples, Source
 from nemo_cdt.data.documents import IGNORE, Document, TokenType
-from nemo_cdt.data.jsonl import parse
+from nemo_cdt.data.jsonl import integers, is_text, parse
 from nemo_cdt.data.multihop import MultihopDocuments
+from nemo_cdt.data.tokenizer import encode
+from nemo_cdt.reading import FileError, read_lines
 
 CONTEXT = [TokenType.supporting, TokenType.interference, TokenType.irrelevant, TokenType.low_frequency]
 """The paper's types r, in its order; question and answer tokens are analysed but are no context."""
@@ -99,19 +101,13 @@ def as_sample(document: Document, where: str, vocab_size: int) -> Sample:
 
 def _read(path: Path, count: int, tokenizer: PreTrainedTokenizerFast | None, vocab_size: int) -> list[Sample]:
     samples = []
-    try:
-        with path.open(encoding="utf-8") as file:
-            lines = ((number, line) for number, line in enumerate(file, 1) if not line.isspace())
-            for number, line in islice(lines, count):
-                try:
-                    document = _document(parse(line), tokenizer)
-                except ValueError as error:
-                    raise ValueError(f"{path}:{number}: {error}") from error
-                samples.append(as_sample(document, f"{path}:{number}", vocab_size))
-    except OSError as error:
-        raise ValueError(f"data.path={path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"data.path={path}: not UTF-8 text") from error
+    lines = ((number, line) for number, line in read_lines(path) if not line.isspace())
+    for number, line in islice(lines, count):
+        try:
+            document = _document(parse(line), tokenizer)
+        except ValueError as error:
+            raise FileError(f"{path}:{number}: {error}") from error
+        samples.append(as_sample(document, f"{path}:{number}", vocab_size))
     if not samples:
         raise ValueError(f"data.path={path}: no samples in it")
     return samples
@@ -130,19 +126,15 @@ def _document(row: dict[str, Any], tokenizer: PreTrainedTokenizerFast | None) ->
 
 
 def _of_tokens(row: dict[str, Any]) -> Document:
-    ids, labels, types = (row.get(field) for field in ("input_ids", "labels", "token_types"))
-    for field, values in (("input_ids", ids), ("labels", labels)):
-        if not isinstance(values, list) or not set(map(type, values)) <= {int}:
-            raise ValueError(f"'{field}' must be a list of integers")
+    ids, labels = integers(row, "input_ids"), integers(row, "labels")
+    types = row.get("token_types")
     if not isinstance(types, list):
         raise ValueError("'token_types' must be a list, of a type for each token")
-    assert ids is not None
-    assert labels is not None
     if not len(ids) == len(labels) == len(types):
         raise ValueError(f"{len(ids)} 'input_ids', {len(labels)} 'labels' and {len(types)} 'token_types'")
     return Document(
-        input_ids=np.array(ids, dtype=np.int64),
-        labels=np.array(labels, dtype=np.int64),
+        input_ids=ids,
+        labels=labels,
         types=np.array([_type(name) for name in types], dtype=np.uint8),
     )
 
@@ -150,12 +142,12 @@ def _of_tokens(row: dict[str, Any]) -> Document:
 def _of_text(row: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> Document:
     """The answer is where its text occurs last; a token is of the span that its last character lies in."""
     text, answer = row["text"], row["answer"]
-    if not (isinstance(text, str) and isinstance(answer, str) and answer):
-        raise ValueError("'text' and 'answer' must be strings, and the answer not empty")
+    if not (is_text(text) and is_text(answer) and answer):
+        raise ValueError("'text' and 'answer' must be strings of valid Unicode, and the answer not empty")
     start = text.rfind(answer)
     if start < 0:
         raise ValueError(f"the answer {answer!r} does not occur in the text: a sample's text ends with its answer")
-    encoding = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
+    encoding = encode(tokenizer, text, return_offsets_mapping=True, return_special_tokens_mask=True)
     last_N = np.array(encoding["offset_mapping"]).reshape(-1, 2)[:, 1] - 1
     ordinary_N = np.array(encoding["special_tokens_mask"]) == 0
     ids = np.array(encoding["input_ids"], dtype=np.int64)

@@ -1,13 +1,16 @@
 """Is one run better than another, or lucky (Table 14)? A paired t-test and a bootstrap over the same questions."""
 
-import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from nemo_cdt.analysis.estimate import bootstrap
 from nemo_cdt.analysis.result import Drawing, Result, Table, axes
+from nemo_cdt.data.jsonl import parse
+from nemo_cdt.reading import blamed_on, read_lines
 
 
 def significance(predictions: Path, baseline: Path, resamples: int, seed: int) -> Result:
@@ -82,35 +85,23 @@ def paired_t(difference: np.ndarray) -> tuple[float, float]:
 def read_scores(path: Path) -> dict[str, float]:
     """By ``id``: ``score``, or 1 where ``prediction`` is ``answer`` but for case and white space, else 0."""
     found: dict[str, float] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text") from error
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                id, score = _score(line)
-            except ValueError as error:
-                raise ValueError(f"{path}:{number}: {error}") from error
-            if id in found:
-                raise ValueError(f"{path}:{number}: the id {id!r} is there twice")
+    for number, line in read_lines(path):
+        if not line.isspace():
+            with blamed_on(f"{path}:{number}"):
+                id, score = _score(parse(line))
+                if id in found:
+                    raise ValueError(f"the id {id!r} is there twice")
             found[id] = score
     if len(found) < 2:
         raise ValueError(f"{path}: {len(found)} predictions; a comparison takes two at least")
     return found
 
 
-def _score(line: str) -> tuple[str, float]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"not JSON: {error}") from error
-    if not isinstance(row, dict) or "id" not in row:
+def _score(row: dict[str, Any]) -> tuple[str, float]:
+    if "id" not in row:
         raise ValueError("a prediction is a JSON object with 'id', and 'score' or 'prediction' and 'answer'")
     score = row.get("score")
-    if isinstance(score, int | float) and np.isfinite(score):
+    if isinstance(score, int | float) and abs(score) <= sys.float_info.max:
         return str(row["id"]), float(score)
     if score is None and isinstance(row.get("prediction"), str) and isinstance(row.get("answer"), str):
         said, right = (" ".join(row[name].lower().split()) for name in ("prediction", "answer"))

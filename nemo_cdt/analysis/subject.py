@@ -15,10 +15,12 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from nemo_cdt import pretrained
 from nemo_cdt.analysis import attention
 from nemo_cdt.analysis.attention import Watch
 from nemo_cdt.config import Accelerator, Precision
 from nemo_cdt.data.tokenizer import load_tokenizer
+from nemo_cdt.reading import blamed_on
 
 DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
 CONVERT = "import sys; from nemo_cdt.cli import main; sys.exit(main(['convert', *sys.argv[1:]]))"
@@ -96,10 +98,9 @@ def choose_device(accelerator: Accelerator) -> torch.device:
 
 def read_config(folder: Path) -> PretrainedConfig:
     """Raises ValueError where ``folder`` holds no model that transformers knows."""
-    try:
+    with blamed_on(folder, "it is no Hugging Face model", whatever=True):
+        pretrained.read_config(folder)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder} is no Hugging Face model: {_brief(error)}") from error
     # Transformers 5 writes rope_parameters, which version 4 passes over in silence: another RoPE.
     rope = getattr(config, "rope_parameters", None)
     if rope is not None and not hasattr(type(config), "rope_parameters"):
@@ -116,6 +117,7 @@ def load(folder: Path, config: PretrainedConfig, precision: Precision, device: t
     Raises:
         ValueError: where a weight is missing, or the architecture's attention cannot be watched.
     """
+    pretrained.weight_files(folder)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -127,7 +129,7 @@ def load(folder: Path, config: PretrainedConfig, precision: Precision, device: t
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # of whatever the files hold
         raise ValueError(f"{folder} cannot be analysed: {_brief(error)}; {attention.KNOWN}") from error
     model, found = loaded
     wrong = [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]

@@ -1,8 +1,11 @@
 """Text to hide facts in: the user's, or the Python language reference, which every CPython carries."""
 
 import re
+from io import TextIOWrapper
 from pathlib import Path
 from pydoc_data.topics import topics
+
+from nemo_cdt.reading import blamed_on, opened
 
 MAX_CHARACTERS = 1 << 26
 """What is read of a folder at most: every process holds it, and even at 128K tokens a sample needs under 1 %."""
@@ -38,12 +41,10 @@ def _read(path: Path) -> str:
     room = MAX_CHARACTERS
     for file in files:
         try:
-            with file.open(encoding="utf-8") as stream:
-                texts.append(stream.read(room))
-        except OSError as error:
-            raise ValueError(f"data.path={file}: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise ValueError(f"data.path={file}: not UTF-8 text") from error
+            with opened(file) as stream, blamed_on(file, "not UTF-8 text"):
+                texts.append(TextIOWrapper(stream, encoding="utf-8").read(room))
+        except ValueError as error:
+            raise ValueError(f"data.path={error}") from error
         room -= len(texts[-1])
         if room <= 0:
             break

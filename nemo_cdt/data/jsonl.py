@@ -2,18 +2,19 @@
 
 import json
 import multiprocessing
-import re
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from nemo_cdt.data.documents import IGNORE, Document
+from nemo_cdt.data.templates import marks, rendered, template_of
+from nemo_cdt.data.tokenizer import encode
+from nemo_cdt.reading import opened, read_lines
 
 Tokens = tuple[np.ndarray, np.ndarray]
 """Token ids and labels, int64 [n] each."""
@@ -22,7 +23,6 @@ _NO_PROMPT = (
     "every token is labelled, but objective=sft trains on answers alone: give the row 'messages', or 'labels' that are "
     "-100 in the prompt, or set objective=ce"
 )
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class JsonlDocuments:
@@ -88,27 +88,20 @@ class JsonlDocuments:
     def _index(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where each row begins, in bytes, its line number, its length or 0; every row is checked on the way."""
         offsets, lines, lengths, offset = array("q"), array("q"), array("q"), 0
-        with self._open() as file:
-            for number, line in enumerate(file, start=1):
-                if not line.isspace():
-                    with self._blamed_on(number):
-                        lengths.append(self._check(parse(line)))
-                    offsets.append(offset)
-                    lines.append(number)
-                offset += len(line)
+        for number, line in read_lines(self._path):
+            if not line.isspace():
+                with self._blamed_on(number):
+                    lengths.append(self._check(parse(line)))
+                offsets.append(offset)
+                lines.append(number)
+            offset += len(line)
         if not offsets:
             raise ValueError(f"{self._path}: no rows; a row is a JSON object with 'text', 'messages' or 'input_ids'")
         table = np.array([offsets, lines, lengths])
         return table[0], table[1], table[2]
 
-    def _open(self) -> BinaryIO:
-        try:
-            return self._path.open("rb")
-        except OSError as error:
-            raise ValueError(f"{self._path}: {error.strerror}") from error
-
     def _read(self, offset: int) -> bytes:
-        with self._open() as file:
+        with opened(self._path) as file:
             file.seek(offset)
             return file.readline()
 
@@ -161,15 +154,14 @@ def check_text_or_chat(tokenizer: PreTrainedTokenizerFast, row: dict[str, Any]) 
     if "messages" in row:
         check_messages(tokenizer, row["messages"])
     elif "text" not in row:
-        raise ValueError(f"has {sorted(row)}; a row needs 'text', 'messages', or 'input_ids' and 'labels'")
+        raise ValueError(f"has {str(sorted(row))[:300]}; a row needs 'text', 'messages', or 'input_ids' and 'labels'")
     elif not row["text"] or not is_text(row["text"]):
         raise ValueError("'text' must be a string of valid Unicode that is not empty")
 
 
 def check_messages(tokenizer: PreTrainedTokenizerFast, messages: Any) -> None:
     """Raise ValueError for a chat that cannot be used."""
-    if tokenizer.chat_template is None:
-        raise ValueError("'messages' need a tokenizer with a chat template; this one has none")
+    template_of(tokenizer)
     if not isinstance(messages, list) or not all(map(_is_message, messages)):
         raise ValueError("'messages' must be a list of objects with the valid strings 'role' and 'content'")
     if all(message["role"] != "assistant" for message in messages):
@@ -182,7 +174,7 @@ def row_tokens(tokenizer: PreTrainedTokenizerFast, row: dict[str, Any]) -> Token
         return _given(row)
     if "messages" in row:
         return chat_tokens(tokenizer, row["messages"])
-    ids = np.array(tokenizer(row["text"], verbose=False)["input_ids"], dtype=np.int64)
+    ids = np.array(encode(tokenizer, row["text"])["input_ids"], dtype=np.int64)
     return ids, ids
 
 
@@ -190,45 +182,23 @@ def chat_tokens(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str
     """A chat by the tokenizer's template, the assistant's turns labelled, the end of turn included.
 
     The template marks them with ``{% generation %}``; one that does not must render the first messages of a chat as it
-    renders them alone, or a ValueError says so.
+    renders them alone.
+
+    Raises:
+        ValueError: where it does not, or refuses the chat.
     """
-    masked = _masked_by_template if _GENERATION.search(tokenizer.get_chat_template()) else _masked_by_prefixes
-    try:
-        ids, assistant = masked(tokenizer, messages)
-    except TemplateError as error:
-        raise ValueError(f"the tokenizer's chat template refuses these messages: {error}") from error
+    text, turns = rendered(tokenizer, messages)
+    encoding = encode(tokenizer, text, add_special_tokens=False, return_offsets_mapping=True)
+    ids = np.array(encoding["input_ids"], dtype=np.int64)
+    starts, stops = np.array(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
+    lasts = stops - 1
+    # A template that marks has tokens of which any character is the assistant's, as transformers has it; a space is in
+    # no token's offsets. The other way it is the last character.
+    starts = np.minimum(starts, lasts) if marks(template_of(tokenizer)) else lasts
+    assistant = np.zeros(len(ids), dtype=bool)
+    for start, stop in turns:
+        assistant |= (start <= lasts) & (starts < stop)
     return ids, np.where(assistant, ids, IGNORE)
-
-
-def _masked_by_template(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) -> Tokens:
-    chat: Any = tokenizer.apply_chat_template(
-        messages, return_dict=True, return_assistant_tokens_mask=True, tokenizer_kwargs={"verbose": False}
-    )
-    return np.array(chat["input_ids"], dtype=np.int64), np.array(chat["assistant_masks"], dtype=bool)
-
-
-def _masked_by_prefixes(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) -> Tokens:
-    text = _rendered(tokenizer, messages)
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    last_characters = np.array(encoding["offset_mapping"])[:, 1] - 1
-    assistant = np.zeros(len(last_characters), dtype=bool)
-    for turn, message in enumerate(messages):
-        if message["role"] == "assistant":
-            before = _rendered(tokenizer, messages[:turn], add_generation_prompt=True)
-            after = _rendered(tokenizer, messages[: turn + 1])
-            if not (text.startswith(after) and after.startswith(before)):
-                raise ValueError(
-                    f"the tokenizer's chat template renders messages 1 to {turn + 1} otherwise when more follow, "
-                    "so the assistant's turns cannot be told; mark them in it with {% generation %}"
-                )
-            assistant |= (len(before) <= last_characters) & (last_characters < len(after))
-    return np.array(encoding["input_ids"], dtype=np.int64), assistant
-
-
-def _rendered(
-    tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]], add_generation_prompt: bool = False
-) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
 
 
 def parse(line: bytes | str) -> dict[str, Any]:
@@ -247,20 +217,20 @@ def parse(line: bytes | str) -> dict[str, Any]:
 
 
 def _given(row: dict[str, Any]) -> Tokens:
-    ids, labels = _integers(row, "input_ids"), _integers(row, "labels")
+    ids, labels = integers(row, "input_ids"), integers(row, "labels")
     if len(ids) != len(labels):
         raise ValueError(f"{len(ids)} 'input_ids' but {len(labels)} 'labels'")
     return ids, labels
 
 
-def _integers(row: dict[str, Any], field: str) -> np.ndarray:
+def integers(row: dict[str, Any], field: str) -> np.ndarray:
     values = row.get(field)
     if not isinstance(values, list) or not set(map(type, values)) <= {int}:
         raise ValueError(f"'{field}' must be a list of integers")
     try:
         return np.array(values, dtype=np.int64)
     except OverflowError as error:
-        raise ValueError(f"'{field}' holds {max(values, key=abs)}, which is no token") from error
+        raise ValueError(f"'{field}' holds {str(max(values, key=abs))[:60]}, which is no token") from error
 
 
 def _is_message(message: Any) -> bool:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from nemo_cdt.data.documents import IGNORE, Document, TokenType
 from nemo_cdt.data.haystack import load_haystack
+from nemo_cdt.data.tokenizer import encode
 
 PERSONS = ["Mary", "Daniel", "Mike", "John", "Sandra"]
 OBJECTS = ["apple", "football", "milk", "book", "hat", "key"]
@@ -127,9 +128,7 @@ class MultihopDocuments:
 
     def _encode(self, sample: MultihopSample) -> tuple[np.ndarray, np.ndarray]:
         """Token ids and types. A token is of the span its last character lies in, or, between two, of the next."""
-        encoding = self._tokenizer(
-            sample.text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False
-        )
+        encoding = encode(self._tokenizer, sample.text, return_offsets_mapping=True, return_special_tokens_mask=True)
         last_characters = np.array(encoding["offset_mapping"])[:, 1] - 1
         span = np.searchsorted([span.end for span in sample.spans], last_characters, side="right")
         types = np.array([span.type for span in sample.spans], dtype=np.uint8)[span]
@@ -160,14 +159,14 @@ class MultihopDocuments:
 
     def _cut(self, text: str, room: int) -> str:
         """The first words of ``text`` that fit into ``room`` tokens."""
-        offsets = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        offsets = encode(self._tokenizer, text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         if room >= len(offsets):
             return text
         return text[: offsets[max(0, room)][0]].rpartition(" ")[0]
 
     def _count(self, text: str) -> int:
         if text not in self._counts:
-            self._counts[text] = len(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+            self._counts[text] = len(encode(self._tokenizer, text, add_special_tokens=False)["input_ids"])
         return self._counts[text]
 
     def _longest_facts(self) -> int:
@@ -181,7 +180,7 @@ class MultihopDocuments:
             return max(map(self._count, asked))
 
         fact = max(longest(PERSONS, MOVES, ["the"], PLACES), longest(PERSONS, PICKS + DROPS, ["the"], OBJECTS))
-        special = len(self._tokenizer("")["input_ids"]) + 1
+        special = len(encode(self._tokenizer, "")["input_ids"]) + 1
         facts_and_question = max(3 * hops * fact + question(hops) for hops in self._hops)
         return facts_and_question + self._emojis * longest(EMOJIS) + longest(PLACES) + special
 

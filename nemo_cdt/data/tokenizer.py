@@ -1,13 +1,17 @@
 """Tokenizers: any Hugging Face folder, and a byte-level one that is built here and needs no download."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from textwrap import shorten
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 
+from nemo_cdt.reading import blamed_on, read_json
+
 SPECIAL_TOKENS = ["<|bos|>", "<|eos|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"]
+JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 # Every turn ends with eos, so that a reply ends as a document does.
 CHAT_TEMPLATE = """\
@@ -52,14 +56,29 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def _from_folder(folder: Path) -> PreTrainedTokenizerFast:
     if not folder.is_dir():
         raise ValueError(f"model.tokenizer={folder}: no such folder; set 'byte' or a Hugging Face tokenizer folder")
-    try:
+    _require_sound_files(folder)
+    with blamed_on(f"model.tokenizer={folder}", "no Hugging Face tokenizer folder", whatever=True):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # a damaged tokenizer.json raises a bare Exception out of Rust
-        reason = shorten(str(error), width=120, placeholder=" ...")
-        raise ValueError(f"model.tokenizer={folder}: no Hugging Face tokenizer folder ({reason})") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"model.tokenizer={folder}: a slow tokenizer; save it with a tokenizer.json beside it")
     return tokenizer
+
+
+def _require_sound_files(folder: Path) -> None:
+    """transformers would wait for a named pipe, and names no file of which it makes nothing."""
+    for name in JSON_FILES:
+        if (folder / name).exists():
+            read_json(folder / name)
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, text: str, **how: bool) -> Any:
+    """What ``tokenizer(text)`` returns, without a word on long texts.
+
+    Raises:
+        ValueError: where the tokenizer has no tokens for it.
+    """
+    with blamed_on("the tokenizer", "cannot write this text", whatever=True):
+        return tokenizer(text, verbose=False, **how)
 
 
 def token_texts(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> list[str]:
@@ -73,6 +92,11 @@ def token_texts(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> list[str]
     added = tokenizer.added_tokens_decoder
     written = (str(tokenizer.convert_ids_to_tokens(token) or "") for token in ids)  # a padded vocabulary has more ids
     return [
-        text if token in added else bytes(map(byte_of.__getitem__, text)).decode("utf-8", "surrogateescape")
+        # A vocabulary may hold what the tokenizer never writes: characters that stand for no byte.
+        text if token in added or not byte_of.keys() >= {*text} else _of_bytes(map(byte_of.__getitem__, text))
         for token, text in zip(ids, written, strict=True)
     ]
+
+
+def _of_bytes(values: Iterable[int]) -> str:
+    return bytes(values).decode("utf-8", "surrogateescape")

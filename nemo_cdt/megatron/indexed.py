@@ -10,6 +10,7 @@ import numpy as np
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
 from nemo_cdt.data.documents import Document
+from nemo_cdt.reading import blamed_on
 
 
 def write_indexed(prefix: Path, documents: Iterable[Sequence[np.ndarray]]) -> None:
@@ -24,12 +25,22 @@ class IndexedDocuments:
     """``Documents`` of PREFIX.bin and PREFIX.idx, which are mapped into memory: a length costs no reading."""
 
     def __init__(self, prefix: Path) -> None:
-        self._sequences = IndexedDataset(str(prefix))
-        edges = self._sequences.document_indices
+        with blamed_on(f"{prefix}.idx", "it is no index of Megatron's", whatever=True):
+            self._sequences = IndexedDataset(str(prefix))
+            edges = self._sequences.document_indices
+            self._require_within(Path(f"{prefix}.bin").stat().st_size)
         self._first, counts = edges[:-1], np.diff(edges)
-        if not len(counts) or not np.isin(counts, (1, 2)).all():
+        if not len(counts) or not np.isin(counts, (1, 2)).all() or edges[0] or edges[-1] != len(self._sequences):
             raise ValueError(f"{prefix}.idx: a document must be its tokens, or its tokens and its labels")
         self._last = edges[1:] - 1
+
+    def _require_within(self, size: int) -> None:
+        index = self._sequences.index
+        starts, lengths = index.sequence_pointers, index.sequence_lengths.astype(np.int64)
+        if index.dtype is not np.int32 or (starts < 0).any() or (lengths < 1).any():
+            raise ValueError(f"sequences of {index.dtype.__name__} from byte {starts.min()} on")
+        if (starts + 4 * lengths).max() > size:
+            raise ValueError(f"its sequences end behind the {size:,} bytes of its .bin")
 
     truncated = (0, 0)
 

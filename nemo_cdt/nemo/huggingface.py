@@ -4,18 +4,18 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
 from nemo_cdt.config import Family, Model, RopeScaling, RopeType
-
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+from nemo_cdt.pretrained import INDEX, read_config, require_numbers, weight_files
+from nemo_cdt.reading import FileError, blamed_on, entry, read_json
 
 TOKENIZER_FILES = [
     "tokenizer.json",
@@ -55,6 +55,14 @@ REQUIRED = {
 }
 """Where a ``config.json`` says otherwise, Megatron would compute something else."""
 
+NEEDED: dict[str, type] = {
+    **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), int),
+    **dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings"), int),
+    **dict.fromkeys(("rope_theta", "rms_norm_eps", "attention_dropout", "initializer_range"), float),
+    "tie_word_embeddings": bool,
+}
+"""Of the configuration that transformers makes of it: not null."""
+
 ROPE_FIELDS = {
     RopeType.llama3: {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"},
     RopeType.yarn: {"factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"},
@@ -67,21 +75,32 @@ def read_model(folder: Path) -> Model:
     Raises:
         ValueError: for what is of no :class:`Family`, or what Megatron would compute differently.
     """
-    raw = _json(folder / "config.json")
+    file = folder / "config.json"
+    with blamed_on(file, whatever=True):
+        return _model(folder, file, read_config(folder))
+
+
+def _model(folder: Path, file: Path, raw: dict[str, Any]) -> Model:
     family = ARCHITECTURES.get(str((raw.get("architectures") or [None])[0]))
     if family is None:
-        raise _unknown(folder, f"config.json says architectures={raw.get('architectures')}")
+        raise _unknown(folder, f"config.json says architectures={_brief(raw.get('architectures'))}")
     try:
         config = CONFIGS[family].from_dict(_rope_of_transformers_4(raw))
-    except (KeyError, TypeError, ValueError) as error:
-        raise _unknown(folder, f"transformers refuses its config.json ({error})") from error
+    except Exception as error:
+        raise _unknown(folder, f"transformers refuses its config.json ({_brief(error)})") from error
+    require_numbers(vars(config), file)
     wrong = [name for name, value in REQUIRED.items() if getattr(config, name, value) != value]
     if wrong:
-        raise _unknown(folder, f"config.json says {wrong[0]}={getattr(config, wrong[0])}, not {REQUIRED[wrong[0]]}")
+        said = _brief(getattr(config, wrong[0]))
+        raise _unknown(folder, f"config.json says {wrong[0]}={said}, not {REQUIRED[wrong[0]]}")
+    for name, kind in NEEDED.items():
+        entry(vars(config), name, kind, file)
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     if heads % groups:
         raise _unknown(folder, f"num_key_value_heads={groups} does not divide num_attention_heads={heads}")
     head_dim = getattr(config, "head_dim", None)
+    if head_dim is None and config.hidden_size % heads:
+        raise _unknown(folder, f"num_attention_heads={heads} does not divide hidden_size={config.hidden_size}")
     return Model(
         name=folder.resolve().name,
         family=family,
@@ -105,15 +124,12 @@ def read_model(folder: Path) -> Model:
     )
 
 
-def _unknown(folder: Path, reason: str) -> ValueError:
-    return ValueError(f"{folder} is no Hugging Face model of {', '.join(Family)}: {reason}")
+def _unknown(folder: Path, reason: str) -> FileError:
+    return FileError(f"{folder} is no Hugging Face model of {', '.join(Family)}: {reason}")
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise _unknown(path.parent, f"it has no readable {path.name}") from error
+def _brief(value: object) -> str:
+    return shorten(str(value), width=200, placeholder=" ...")
 
 
 def _rope_of_transformers_4(raw: dict[str, Any]) -> dict[str, Any]:
@@ -148,10 +164,11 @@ def _rope_scaling(folder: Path, config: PretrainedConfig) -> RopeScaling:
     scaling.pop("type", None)
     if kind == "default":
         return RopeScaling(rope_type=RopeType.none)
-    if kind not in ROPE_FIELDS:
-        raise _unknown(folder, f"its RoPE scaling is {kind}; only {', '.join(ROPE_FIELDS)}, or none, is known")
+    if kind not in [*ROPE_FIELDS]:
+        raise _unknown(folder, f"its RoPE scaling is {_brief(kind)}; only {', '.join(ROPE_FIELDS)}, or none, is known")
     if unknown := sorted(scaling.keys() - ROPE_FIELDS[kind]):
-        raise _unknown(folder, f"config.json says rope_scaling.{unknown[0]}={scaling[unknown[0]]}, which is not known")
+        said = _brief(f"{unknown[0]}={scaling[unknown[0]]}")
+        raise _unknown(folder, f"config.json says rope_scaling.{said}, which is not known")
     scaling.setdefault("original_max_position_embeddings", config.max_position_embeddings)  # as transformers does
     return RopeScaling(rope_type=RopeType(kind), **scaling)
 
@@ -163,22 +180,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         ValueError: where there are no safetensors, or damaged ones.
     """
     weights: dict[str, Tensor] = {}
-    for file in _weight_files(folder):
-        try:
+    for file in weight_files(folder):
+        with blamed_on(file, "it is no whole safetensors file", whatever=True):
             weights |= load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{file} is no whole safetensors file ({error})") from error
     return weights
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / INDEX).is_file():
-        return [folder / name for name in sorted(set(_json(folder / INDEX)["weight_map"].values()))]
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if pickled := sorted(path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth"}):
-        raise ValueError(f"{folder} has pickled weights only ({pickled[0]}); save it as safetensors")
-    raise ValueError(f"{folder} has no weights: neither {WEIGHTS} nor {INDEX}")
 
 
 def save(folder: Path, weights: Mapping[str, Tensor], model: Model) -> None:
@@ -238,7 +243,8 @@ def _special_tokens(folder: Path, vocabulary: int) -> dict[str, Any]:
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     if not has_tokenizer(folder):
         return dict.fromkeys(names)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    with blamed_on(folder, "it holds no tokenizer", whatever=True):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     found = {name: getattr(tokenizer, name) for name in names}
     return {name: token if token is not None and token < vocabulary else None for name, token in found.items()}
 
@@ -251,4 +257,6 @@ def copy_tokenizer(source: Path, destination: Path) -> None:
     destination.mkdir(exist_ok=True)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
+            if name.endswith(".json"):
+                read_json(source / name)
             shutil.copyfile(source / name, destination / name)

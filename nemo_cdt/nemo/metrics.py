@@ -9,6 +9,8 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from nemo_cdt.reading import metrics_row, read_lines
+
 RENAMED = {"reduced_train_loss": "loss"}
 DROPPED = {"epoch", "step", "global_step", "steps", "consumed_samples", "global_batch_size"}
 
@@ -30,12 +32,15 @@ class JsonLinesLogger(Logger):
 
     @rank_zero_only
     def drop_after(self, step: int) -> None:
-        """Drops the rows after ``step``, which will be written anew, and one that a killed attempt left torn."""
+        """Drops the rows after ``step``, which will be written anew, and those that a killed attempt left torn."""
         if not self.path.exists():
             return
-        whole = [line for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
         partial = self.path.with_name(f".{self.path.name}")
-        partial.write_text("".join(line for line in whole if json.loads(line)["step"] <= step), encoding="utf-8")
+        with partial.open("wb") as file:
+            for _, line in read_lines(self.path):
+                row = metrics_row(line, self.path) if line.endswith(b"\n") else None
+                if row is not None and row["step"] <= step:
+                    file.write(line)
         partial.replace(self.path)
 
     @rank_zero_only

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow
 import pyarrow.parquet
 
 from nemo_cdt.prepare.settings import Kind
+from nemo_cdt.reading import blamed_on, read_lines
 
 FILE, LINE, START, SIZE = range(4)
 """Columns of an index, int64 [rows, 4]. Its file's place in the list; its line there (in a JSON array and in a parquet
@@ -77,7 +77,7 @@ def _rows_of(file: Path) -> Iterator[tuple[int, int, int]]:
 
 
 def _parquet_rows(file: Path) -> Iterator[tuple[int, int, int]]:
-    with _parquet(file) as parquet:
+    with blamed_on(file, "not a parquet file", whatever=True), _parquet(file) as parquet:
         rows, groups = parquet.metadata.num_rows, range(parquet.metadata.num_row_groups)
         size = sum(parquet.metadata.row_group(group).total_byte_size for group in groups) // max(1, rows)
     return ((row + 1, row, size) for row in range(rows))
@@ -85,11 +85,10 @@ def _parquet_rows(file: Path) -> Iterator[tuple[int, int, int]]:
 
 def _line_rows(file: Path) -> Iterator[tuple[int, int, int]]:
     start = 0
-    with file.open("rb") as stream:
-        for line, content in enumerate(stream, start=1):
-            if not content.isspace():
-                yield line, start, len(content)
-            start += len(content)
+    for line, content in read_lines(file):
+        if not content.isspace():
+            yield line, start, len(content)
+        start += len(content)
 
 
 def _array_rows(file: Path) -> Iterator[tuple[int, int, int]]:
@@ -128,7 +127,7 @@ def _read_parquet(file: Path, rows: list[int]) -> Iterator[dict[str, Any]]:
     """Decodes the row groups that have some of ``rows``, which ascend, a few rows at a time."""
     wanted = iter(rows)
     row = next(wanted, None)
-    with _parquet(file) as parquet:
+    with blamed_on(file, "not a parquet file", whatever=True), _parquet(file) as parquet:
         first = 0
         for group in range(parquet.metadata.num_row_groups):
             end = first + parquet.metadata.row_group(group).num_rows
@@ -146,7 +145,4 @@ def _read_parquet(file: Path, rows: list[int]) -> Iterator[dict[str, Any]]:
 
 
 def _parquet(file: Path) -> pyarrow.parquet.ParquetFile:
-    try:
-        return pyarrow.parquet.ParquetFile(file, memory_map=True, pre_buffer=False)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{file}: not a parquet file ({str(error).splitlines()[0]})") from error
+    return pyarrow.parquet.ParquetFile(file, memory_map=True, pre_buffer=False)

@@ -14,6 +14,7 @@ from nemo_cdt.prepare.files import SIZE, index_of, read_rows
 from nemo_cdt.prepare.rows import check_fields
 from nemo_cdt.prepare.settings import Kind, Source
 from nemo_cdt.prepare.work import Place, Task, Worker, cut, run
+from nemo_cdt.reading import blamed_on
 
 BYTES_A_TOKEN = 4
 """Of English text, about: how many books the first round reads rests on it, and nothing else."""
@@ -72,7 +73,11 @@ def _index(name: str, files: list[Path], cache: Path) -> np.ndarray:
         partial = cache.with_suffix(".partial.npy")
         np.save(partial, index_of(files))
         partial.replace(cache)
-    return np.load(cache)
+    with blamed_on(cache, f"it is damaged, remove {cache.parent}"):
+        index = np.load(cache)
+        if index.ndim != 2 or index.shape[1] != 4 or index.dtype != np.int64 or not len(index):
+            raise ValueError(f"{index.dtype} {index.shape}")
+    return index
 
 
 class _Queue:
@@ -117,14 +122,14 @@ class _Search:
         self._run(tasks, "examine", f"{self.name}: reading {len(self.index):,} rows")
         classes = np.full(len(self.index), _NONE, dtype=np.int64)
         for task in tasks:
-            for row, count in task.read()["supporting"]:
+            for row, count in task.read("supporting", (int, int)):
                 classes[row] = count
         return classes
 
     def _run(self, tasks: list[Task], method: str, label: str) -> None:
         run(tasks, method, self.worker, self.workers, label)
         for task in tasks:
-            self.rejected += [(row, kind, message) for row, kind, message in task.read()["rejected"]]
+            self.rejected += [(row, kind, message) for row, kind, message in task.read("rejected", (int, str, str))]
 
     def _wanted(self) -> dict[int, tuple[float, float]]:
         """Of each class, documents to hold out and to train on."""

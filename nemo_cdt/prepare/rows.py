@@ -7,6 +7,8 @@ from transformers import PreTrainedTokenizerFast
 
 from nemo_cdt.data.documents import IGNORE
 from nemo_cdt.data.jsonl import Tokens, chat_tokens, check_text_or_chat, is_text, parse, row_tokens
+from nemo_cdt.data.templates import BrokenTemplateError
+from nemo_cdt.data.tokenizer import encode
 from nemo_cdt.prepare.settings import Kind, Source
 
 
@@ -39,21 +41,23 @@ def documents(content: Any, source: Source, tokenizer: PreTrainedTokenizerFast) 
 
     Raises:
         RejectedError: where it gives none.
+        BrokenTemplateError: where no row will.
     """
-    if source.kind is Kind.books:
-        return _chunks(_book(content, source), source, tokenizer)
-    row = _parsed(content)
     try:
-        if source.kind is Kind.questions:
-            tokens = chat_tokens(tokenizer, _chat(row, source))
-        else:
-            _check_row(row, tokenizer)
-            tokens = row_tokens(tokenizer, row)
-    except RejectedError:
+        if source.kind is Kind.books:
+            return _chunks(_book(content, source), source, tokenizer)
+        return [_of_right_length(_tokens(_parsed(content), source, tokenizer), source)]
+    except (RejectedError, BrokenTemplateError):
         raise
     except ValueError as error:
         raise RejectedError("bad row", str(error)) from error
-    return [_of_right_length(tokens, source)]
+
+
+def _tokens(row: dict[str, Any], source: Source, tokenizer: PreTrainedTokenizerFast) -> Tokens:
+    if source.kind is Kind.questions:
+        return chat_tokens(tokenizer, _chat(row, source))
+    _check_row(row, tokenizer)
+    return row_tokens(tokenizer, row)
 
 
 def check_fields(content: Any, source: Source, prefix: str = "") -> None:
@@ -91,9 +95,9 @@ def _chunks(text: str, source: Source, tokenizer: PreTrainedTokenizerFast) -> li
     """
     length = source.seq_length
     assert length is not None
-    begins = tokenizer("", verbose=False)["input_ids"][:1] == [tokenizer.bos_token_id]
+    begins = encode(tokenizer, "")["input_ids"][:1] == [tokenizer.bos_token_id]
     bos = np.array([tokenizer.bos_token_id] if begins else [], dtype=np.int64)
-    ids = np.array(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
+    ids = np.array(encode(tokenizer, text, add_special_tokens=False)["input_ids"], dtype=np.int64)
     step = length - len(bos)
     chunks = [np.concatenate([bos, ids[start : start + step]]) for start in range(0, len(ids) - step + 1, step)]
     if not chunks:

@@ -19,9 +19,11 @@ from tqdm import tqdm
 from nemo_cdt.data.tokenizer import load_tokenizer
 from nemo_cdt.ending import end_with_parent
 from nemo_cdt.folders import write_whole
+from nemo_cdt.mistakes import is_ours
 from nemo_cdt.prepare.files import SIZE, read_rows
 from nemo_cdt.prepare.rows import RejectedError, documents, supporting
 from nemo_cdt.prepare.settings import Source
+from nemo_cdt.reading import FileError, blamed_on, entry, read_json
 
 TASK_BYTES, TASK_ROWS = 1 << 22, 4096
 """Of a task at most, but for a row that is larger: what a worker holds is a few times that."""
@@ -41,7 +43,8 @@ class Place:
     def load(self) -> list[np.ndarray]:
         """Its tokens; or its tokens and its labels."""
         count = self.length * self.sequences
-        return list(np.fromfile(self.file, np.int32, count, offset=4 * self.start).reshape(self.sequences, -1))
+        with blamed_on(self.file, f"it is damaged, remove {self.file.parent}"):
+            return list(np.fromfile(self.file, np.int32, count, offset=4 * self.start).reshape(self.sequences, -1))
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,23 @@ class Task:
     def _tokens(self) -> Path:
         return self.folder / f"{self.name}.int32"
 
-    def read(self) -> dict[str, Any]:
-        return json.loads(self._result.read_text(encoding="utf-8"))
+    def read(self, what: str, kinds: tuple[type, ...]) -> list[Any]:
+        """Rows of the result, each of values of these kinds; the first is the number of a row of the source.
+
+        Raises:
+            FileError: where the result is damaged.
+        """
+        found = entry(read_json(self._result), what, list, self._result)
+        rows = {*self.rows.tolist()}
+        for row in found:
+            if not isinstance(row, list) or (*map(type, row),) != kinds or row[0] not in rows:
+                raise FileError(f"{self._result}: it is damaged ({what}: {str(row)[:60]}): remove {self.folder}")
+        return found
 
     def places(self) -> Iterator[tuple[int, Place]]:
         """Each document and its row."""
         start = 0
-        for row, length, sequences in self.read()["documents"]:
+        for row, length, sequences in self.read("documents", (int, int, int)):
             yield row, Place(self._tokens, start, length, sequences)
             start += length * sequences
 
@@ -159,7 +172,8 @@ def _done(tasks: list[Task], method: str, worker: Worker, workers: int) -> Itera
         futures = {pool.submit(_work, task, method): task for task in tasks}
         try:
             for future in as_completed(futures):
-                future.result()
+                if mistake := future.result():
+                    raise ValueError(mistake)
                 yield futures[future]
         except BrokenProcessPool as error:
             raise ChildProcessError(
@@ -182,9 +196,16 @@ def _start(source: Source, files: list[Path], tokenizer: str) -> None:
     _worker = Worker(source, files, tokenizer)
 
 
-def _work(task: Task, method: str) -> None:
+def _work(task: Task, method: str) -> str | None:
+    """The line that says what is wrong with the files, where something is. Raised here it would be a traceback."""
     assert _worker is not None
-    getattr(task, method)(_worker)
+    try:
+        getattr(task, method)(_worker)
+    except ValueError as error:
+        if not is_ours(error):
+            raise
+        return str(error)
+    return None
 
 
 class _Progress:

@@ -22,6 +22,7 @@ from nemo_cdt.prepare.gather import Gathered, gather
 from nemo_cdt.prepare.settings import Kind, Settings, prefix, sources
 from nemo_cdt.prepare.work import Place, Worker
 from nemo_cdt.prepared import SUMMARY, TRAIN, VALIDATION, fingerprint, read_summary
+from nemo_cdt.reading import blamed_on, entry, read_json
 
 REJECTS = "rejects.jsonl"
 IDENTITY = "identity.json"
@@ -73,6 +74,11 @@ def prepare(name: str, settings: Settings, command: str) -> Path:
 def describe(folder: Path) -> str:
     """What a prepared folder holds, in a few lines."""
     summary = read_summary(folder)
+    with blamed_on(folder / SUMMARY):
+        return "\n".join(_described(folder, summary))
+
+
+def _described(folder: Path, summary: dict[str, Any]) -> list[str]:
     lines = [f"{folder}"]
     for split in (TRAIN, VALIDATION):
         counted = summary[split]
@@ -89,7 +95,7 @@ def describe(folder: Path) -> str:
             counts = ", ".join(f"{count:,} of {key}" for key, count in source["supporting_passages"].items())
             lines.append(f"    documents by supporting passages: {counts}")
         lines.append(f"    licence: {source['licence']}")
-    return "\n".join(lines)
+    return lines
 
 
 def _identity(name: str, settings: Settings, files: list[Path]) -> dict[str, Any]:
@@ -138,10 +144,10 @@ def _require_own(work: Path) -> None:
 def _require_same(file: Path, identity: dict[str, Any], output: Path) -> None:
     if not file.exists():
         return write_whole(file, json.dumps(identity))
-    earlier = json.loads(file.read_text(encoding="utf-8"))
-    changed = [key for key, value in identity.items() if earlier[key] != value]
+    earlier = read_json(file)
+    changed = [key for key, value in identity.items() if earlier.get(key) != value]
     if "settings" in changed:
-        before = earlier["settings"]
+        before = entry(earlier, "settings", dict, file)
         changed = [key for key, value in identity["settings"].items() if before.get(key) != value]
     if changed:
         raise ValueError(

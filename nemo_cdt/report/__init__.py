@@ -5,6 +5,7 @@ from pathlib import Path
 import jinja2
 
 from nemo_cdt.folders import write_whole
+from nemo_cdt.reading import valid
 from nemo_cdt.report import heatmap, plots, summary
 from nemo_cdt.report.run import Run, read_run
 
@@ -15,7 +16,7 @@ def write_report(run: Path) -> Path:
     ``run`` holds ``config.yaml`` and ``metrics.jsonl``, and may hold ``baseline/``, ``sample.json`` and
     ``versions.json``; ValueError where it is no run.
     """
-    page = render(read_run(Path(run)), Path(run))
+    page = valid(render(read_run(Path(run)), Path(run)))
     path = Path(run) / "report.html"
     write_whole(path, page)
     return path

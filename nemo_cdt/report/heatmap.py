@@ -10,6 +10,7 @@ from itertools import groupby
 import numpy as np
 
 from nemo_cdt.data.documents import TokenType
+from nemo_cdt.reading import encoded
 from nemo_cdt.report.run import Sample
 
 SHOWN_WHOLE = 4096  # tokens; longer samples show windows
@@ -93,7 +94,7 @@ def whole_characters(tokens: list[str]) -> Iterator[tuple[str, int, int]]:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     text, start = "", 0
     for stop, token in enumerate(tokens, 1):
-        text += decoder.decode(token.encode("utf-8", "surrogateescape"), final=stop == len(tokens))
+        text += decoder.decode(encoded(token), final=stop == len(tokens))
         unfinished = decoder.getstate()[0]
         lost = text.endswith("\ufffd") and stop < len(tokens) and tokens[stop].startswith("\ufffd")
         if not unfinished and not lost:

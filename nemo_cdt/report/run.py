@@ -1,20 +1,18 @@
 """What a run folder holds, read for a report. A piece that is missing or broken becomes a remark, not a crash."""
 
-import json
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
 
-from nemo_cdt.config import Config
+from nemo_cdt.config import Config, load
 from nemo_cdt.data.documents import TokenType
-from nemo_cdt.describe import NAMES
+from nemo_cdt.describe import NAMES, describe
+from nemo_cdt.reading import FileError, blamed_on, metrics_row, read_json, read_lines
 
 Series = dict[str, np.ndarray]
 """Columns of ``metrics.jsonl``, float64 and ordered by ``step``; nan where a row has no finite number."""
@@ -74,8 +72,8 @@ def _read_training(folder: Path) -> Run:
     if broken:
         lines = ", ".join(map(str, broken))
         run.remarks.append(f"Skipped unreadable metrics (line {lines}): the run was killed while writing there.")
-    if cut := sum(int(row.get("truncated_documents", 0)) for row in rows):
-        lost = sum(int(row.get("truncated_tokens", 0)) for row in rows)
+    if cut := _sum(rows, "truncated_documents"):
+        lost = _sum(rows, "truncated_tokens")
         run.remarks.append(f"data.truncate=true cut documents that are too long {cut:,} times, {lost:,} tokens in all.")
     if diverged := [row["step"] for row in training if math.isnan(_number(row["loss"]))]:
         run.remarks.append(f"The loss is no number in {len(diverged)} steps, first at step {min(diverged)}.")
@@ -85,11 +83,10 @@ def _read_training(folder: Path) -> Run:
 def _read_config(path: Path) -> Config:
     if not path.is_file():
         raise ValueError(f"{path.parent} is no run: it has no {path.name}; give the folder a run wrote (output=DIR)")
-    try:
-        loaded = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
-        return cast(Config, OmegaConf.to_object(loaded))
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise ValueError(f"{path}: not a resolved config of this version: {str(error).splitlines()[0]}") from error
+    config = load(path)
+    with blamed_on(path):
+        describe(config)  # which the page shows
+    return config
 
 
 def _read_rows(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
@@ -97,16 +94,17 @@ def _read_rows(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
     if not path.is_file():
         raise ValueError(f"{path.parent} is no run: it has no {path.name}; give the folder a run wrote (output=DIR)")
     rows, broken = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            row = None
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-        else:
+    for number, line in read_lines(path):
+        if (row := metrics_row(line, path)) is None:
             broken.append(number)
+        else:
+            rows.append(row)
     return rows, broken
+
+
+def _sum(rows: list[dict[str, Any]], key: str) -> int:
+    numbers = (_number(row.get(key)) for row in rows)
+    return int(sum(number for number in numbers if not math.isnan(number)))
 
 
 def _series(rows: Iterable[dict[str, Any]]) -> Series:
@@ -117,12 +115,14 @@ def _series(rows: Iterable[dict[str, Any]]) -> Series:
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
+    if not isinstance(value, int | float) or abs(value) > sys.float_info.max:
+        return math.nan
+    return float(value)
 
 
 def _read_sample(path: Path) -> Sample:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+    with blamed_on(path.name, "it is not a sample of a run"):
+        raw = read_json(path)
         sample = Sample(
             step=int(raw["step"]),
             tokens=[str(token) for token in raw["tokens"]],
@@ -132,22 +132,17 @@ def _read_sample(path: Path) -> Sample:
             noise=np.array(raw["noise"], bool),
             labels=np.array(raw["labels"], bool),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path.name} is not a sample of a run ({type(error).__name__}: {error})") from error
     columns = {"types": sample.types, "scores": sample.scores, "noise": sample.noise, "labels": sample.labels}
     for name, column in columns.items():
         if column is not None and column.shape != (len(sample.tokens),):
-            raise ValueError(f"{path.name} has {len(sample.tokens)} tokens but {column.size} {name}")
+            raise FileError(f"{path.name} has {len(sample.tokens)} tokens but {column.size} {name}")
     if not sample.tokens:
         raise ValueError(f"{path.name} has no tokens")
     return sample
 
 
 def _read_versions(path: Path) -> dict[str, str]:
-    versions = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(versions, dict):
-        raise ValueError(f"{path.name} is no JSON object of package: version")
-    return {str(package): str(version) for package, version in versions.items()}
+    return {package: str(version) for package, version in read_json(path).items()}
 
 
 def _what_is_missing(run: Run) -> list[str]:

@@ -1,11 +1,12 @@
 """What a run begins from: data, weights, tokenizer."""
 
-import json
 import os
 from pathlib import Path
 
 from nemo_cdt.config import Config, Data, DataName, Family, Lora, LoraTarget, ObjectiveName, walk
 from nemo_cdt.prepared import TRAIN, VALIDATION, fingerprint, read_summary
+from nemo_cdt.pretrained import INDEX, read_config, weight_files
+from nemo_cdt.reading import entry
 from nemo_cdt.validation.layout import check_vocabulary
 from nemo_cdt.validation.outputs import check_output
 from nemo_cdt.validation.rules import nearest, require
@@ -39,20 +40,6 @@ def check_files(config: Config) -> None:
     _check_sources(config)
     if config.data.name.is_prepared:
         _check_prepared(config)
-
-
-def sources(config: Config) -> dict[str, str]:
-    """The files and folders that :func:`check_files` looks at, by the keys that name them."""
-    tokenizer = config.model.tokenizer
-    named = {
-        "data.path": config.data.path,
-        "data.validation_path": config.data.validation_path,
-        "init.hf": config.init.hf,
-        "init.nemo": config.init.nemo,
-        "model.tokenizer": None if tokenizer == "byte" else tokenizer,
-        "longppl.evaluator": config.longppl.evaluator,
-    }
-    return {key: path for key, path in named.items() if path is not None}
 
 
 def _check_data(config: Config) -> None:
@@ -178,12 +165,14 @@ def _check_sources(config: Config) -> None:
 
 def _check_hf_model(config: Config, folder: Path) -> None:
     try:
-        described = json.loads((folder / "config.json").read_text())
-        kind, vocabulary = described["model_type"], described.get("vocab_size", 0)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"init.hf={folder} is no Hugging Face model: it has no readable config.json") from error
+        described = read_config(folder)
+        kind = entry(described, "model_type", str, folder / "config.json")
+        if (folder / INDEX).exists():
+            weight_files(folder)
+    except ValueError as error:
+        raise ValueError(f"init.hf={folder} is no Hugging Face model: {error}") from error
     known = ", ".join(Family)
-    require(kind in [*Family], f"init.hf={folder} is a {kind} model: set init.hf to the folder of one of {known}")
+    require(kind in [*Family], f"init.hf={folder} is a {kind[:60]} model: set init.hf to the folder of one of {known}")
     family = config.model.family
     require(
         kind == family,
@@ -197,7 +186,7 @@ def _check_hf_model(config: Config, folder: Path) -> None:
         f"model={config.model.name} is another size than init.hf={folder}: set model to that of init.hf, or "
         + " ".join(f"model.{name}={size}" for name, size in wrong.items()),
     )
-    check_vocabulary(config, vocabulary, f"init.hf={folder}")
+    check_vocabulary(config, described.get("vocab_size") or 0, f"init.hf={folder}")
 
 
 def _check_lora(config: Config) -> None:

@@ -36,7 +36,7 @@ def test_pickled_weights_are_not_read(folder):
     (folder / "model.safetensors").unlink()
     torch.save(eager("qwen3").state_dict(), folder / "pytorch_model.bin")
 
-    with pytest.raises(ValueError, match=rf"{folder} cannot be analysed: .*safetensors") as raised:
+    with pytest.raises(ValueError, match=rf"{folder} has pickled weights only .*safetensors") as raised:
         load(folder, read_config(folder), Precision.fp32, CPU)
     assert "\n" not in str(raised.value)
 
@@ -54,7 +54,9 @@ def test_a_missing_weight_is_one_line_and_no_random_one(folder):
 def test_a_folder_without_a_model_is_one_line(tmp_path, text):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=f"{tmp_path} is no Hugging Face model: ") as raised:
+    with pytest.raises(
+        ValueError, match=rf"^{tmp_path}(: it is no Hugging Face model|/config\.json: No such file)"
+    ) as raised:
         read_config(tmp_path)
     assert "\n" not in str(raised.value)
 

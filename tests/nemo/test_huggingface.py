@@ -74,7 +74,7 @@ def test_a_large_model_is_written_in_shards(tmp_path, monkeypatch):
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     LlamaForCausalLM.from_pretrained(tmp_path / "hf")
     next((tmp_path / "hf").glob("model-00002-*")).unlink()
-    with pytest.raises(ValueError, match=r"model-00002-.* is no whole safetensors file"):
+    with pytest.raises(ValueError, match=r"index\.json: it names model-00002-.*, which is not there"):
         huggingface.read_weights(tmp_path / "hf")
 
 
@@ -182,7 +182,7 @@ def test_yarn_without_its_original_length_takes_that_of_the_model_as_transformer
 def test_a_folder_without_a_readable_config_is_refused(tmp_path, text):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=r"is no Hugging Face model of .*: it has no readable config\.json"):
+    with pytest.raises(ValueError, match=r"config\.json: "):
         huggingface.read_model(tmp_path)
 
 
@@ -201,7 +201,7 @@ def test_a_damaged_file_is_refused(tmp_path):
     written(tmp_path / "hf")
     path = tmp_path / "hf/model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"model\.safetensors is no whole safetensors file"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: it is no whole safetensors file"):
         huggingface.read_weights(tmp_path / "hf")
 
 
