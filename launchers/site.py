@@ -69,15 +69,18 @@ def _joined(launcher: Launcher, given: dict[str, Any], stated: Collection[str], 
 
 
 def _section(file: Path, name: LauncherName) -> dict[str, Any]:
-    loaded = read_yaml(file)
+    loaded = {} if (found := read_yaml(file)) is None else found
+    if not isinstance(loaded, dict):
+        raise FileError(f"{file} must have a section {name}: with keys of launcher={name}")
     try:  # ${oc.env:NAME} in it is expanded: the file is the user's own
-        expanded = OmegaConf.to_container(OmegaConf.create(loaded or {}), resolve=True)
+        expanded = OmegaConf.to_container(OmegaConf.create(loaded), resolve=True)
     except OmegaConfBaseException as error:
         raise FileError(f"{file}: {_first_line(error)}") from error
     sections = [launcher.value for launcher in LauncherName if launcher is not LauncherName.local]
-    if unknown := [str(key) for key in (expanded if isinstance(expanded, dict) else ()) if key not in sections]:
+    assert isinstance(expanded, dict)
+    if unknown := [str(key) for key in expanded if key not in sections]:
         raise FileError(f"{file}: {unknown[0][:60]} is no section: there are {', '.join(sections)}")
-    section = expanded.get(name.value, {}) if isinstance(expanded, dict) else None
+    section = expanded.get(name.value, {})
     if not isinstance(section, dict):
         raise FileError(f"{file} must have a section {name}: with keys of launcher={name}")
     return section

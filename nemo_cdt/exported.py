@@ -68,10 +68,10 @@ def _remove(folder: Path, files: dict[str, int]) -> None:
     """Of ``folder`` these files, and the folders that are empty then. What else came into it stays."""
     for name in files:
         (folder / name).unlink(missing_ok=True)
-    for each in sorted({parent for name in files for parent in (folder / name).parents}, reverse=True):
-        if each == folder or folder in each.parents:
-            with suppress(OSError):
-                each.rmdir()
+    inner = {parent for name in files for parent in (folder / name).parents if folder in parent.parents}
+    for each in (*sorted(inner, reverse=True), folder):
+        with suppress(OSError):
+            each.rmdir()
 
 
 def _replaced(folder: Path, output: Path) -> dict[str, int]:

@@ -1,8 +1,9 @@
+import os
 from contextlib import suppress
 
 import pytest
 
-from nemo_cdt.folders import new_folder
+from nemo_cdt.folders import new_folder, traceless, write_whole
 
 
 def test_a_folder_appears_only_when_it_is_whole(tmp_path):
@@ -27,3 +28,40 @@ def test_an_empty_folder_is_taken_and_a_full_one_refused(tmp_path):
     with pytest.raises(ValueError, match="empty already exists and is not empty"), new_folder(tmp_path / "empty"):
         pass
     assert (tmp_path / "empty/file").exists()
+
+
+def test_a_folder_and_a_file_of_an_earlier_process_of_the_same_id_are_in_nobodys_way(tmp_path):
+    """In a container every start has the same few process ids."""
+    (tmp_path / f".b.{os.getpid()}").mkdir()
+    (tmp_path / f".f.{os.getpid()}").write_text("mine")
+
+    with new_folder(tmp_path / "b") as folder:
+        (folder / "file").touch()
+    write_whole(tmp_path / "f", "whole")
+
+    assert (tmp_path / "b/file").exists()
+    assert (tmp_path / f".f.{os.getpid()}").read_text() == "mine"
+
+
+def test_of_a_start_that_fails_what_it_made_goes_and_what_was_there_stays(tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer/mine").touch()
+
+    with suppress(KeyboardInterrupt), traceless(tmp_path, {"tokenizer", "init", "config.yaml"}):
+        (tmp_path / "init").mkdir()
+        (tmp_path / "init/weights").touch()
+        (tmp_path / "config.yaml").touch()
+        raise KeyboardInterrupt
+
+    assert [path.name for path in tmp_path.rglob("*")] == ["tokenizer", "mine"]
+
+
+def test_a_start_that_wrote_more_than_it_may_remove_keeps_all_and_one_that_ends_well_too(tmp_path):
+    with suppress(SystemExit), traceless(tmp_path, {"config.yaml"}):
+        (tmp_path / "config.yaml").touch()
+        (tmp_path / "metrics.jsonl").touch()
+        raise SystemExit(1)
+    with traceless(tmp_path, {"init"}):
+        (tmp_path / "init").touch()
+
+    assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "metrics.jsonl", "init"}

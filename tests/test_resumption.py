@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from nemo_cdt.config import Config, Export, Init, Lora, Objective, Parallel, Trainer, save
+from nemo_cdt.exported import replacing
 from nemo_cdt.validation import validate
 
 
@@ -53,11 +54,15 @@ def test_a_run_that_saved_nothing_starts_anew_as_any_other(tmp_path):
 
 
 def test_an_export_is_replaced_only_where_the_run_made_it(tmp_path):
-    (tmp_path / "hf").mkdir()
-    (tmp_path / "hf/config.json").touch()
     own = earlier(tmp_path / "own", export=Export(hf=str(tmp_path / "hf")))
     other = earlier(tmp_path / "other")
+    with replacing(tmp_path / "hf", tmp_path / "own") as new:
+        new.mkdir()
+        (new / "config.json").touch()
 
     validate(own)
-    with pytest.raises(ValueError, match="is not empty: set another folder"):
+    with pytest.raises(ValueError, match=r"hf is not empty: .* was exported by another run: set another folder"):
         validate(replace(other, export=own.export))
+    (tmp_path / "hf/notes.txt").touch()
+    with pytest.raises(ValueError, match=r"notes\.txt in it is not as this run exported it: set another folder"):
+        validate(own)

@@ -1,10 +1,13 @@
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from nemo_cdt.config import Config, save, typed
+from nemo_cdt.exported import replacing
 from nemo_cdt.validation import validate
 
 
@@ -183,8 +186,29 @@ REFUSED = {
     "output=''": "output is empty",
     "output=headless": "has checkpoints, but no config.yaml that says of what: bring it back, or set another output",
     "output=headless resume=true": "has checkpoints, but no config.yaml",
-    "export.hf=llama": "export.hf=llama is not empty",
-    "init.hf=llama export.hf=./llama": "is init.hf itself",
+    "output=mine": "output=mine has init, tokenizer, but no config.yaml that says of which run",
+    # nothing that a run reads may be where it writes
+    "init.hf=llama output=llama": "output=llama is init.hf=llama: set output to a folder of the run's own",
+    "init.hf=llama output=llama/run": "output=llama/run lies in init.hf=llama",
+    "init.hf=mine/init model.tokenizer=byte output=mine": "output=mine holds init.hf=mine/init",
+    "init.hf=llama output=link": "output=link is init.hf=llama",
+    "model.tokenizer=mine/tokenizer output=mine": "output=mine holds model.tokenizer=mine/tokenizer",
+    "data.name=jsonl data.path=mine/rows output=mine": "output=mine holds data.path=mine/rows",
+    "data.name=jsonl data.path=rows data.validation_path=mine/rows output=./mine": "holds data.validation_path=mine/ro",
+    "data.path=llama output=llama/a/run": "output=llama/a/run lies in data.path=llama",
+    "init.nemo=o/checkpoints/last model.tokenizer=byte output=o": "output=o holds init.nemo=o/checkpoints/last",
+    # an export takes nothing's place
+    "export.hf=llama": "export.hf=llama is not empty, and no nemo_cdt_export.json says that config.json in it is this",
+    "export.hf=rows": "rows is a file, set export.hf to a folder",
+    "init.hf=llama export.hf=./llama": "export.hf=llama is init.hf=llama: set another folder",
+    "init.hf=llama export.hf=llama/hf": "export.hf=llama/hf lies in init.hf=llama",
+    "data.path=mine/rows data.name=jsonl export.hf=mine": "export.hf=mine holds data.path=mine/rows",
+    "output=o2 export.hf=o2": "export.hf=o2 is output=o2: set it to o2/hf, or to a folder outside",
+    "output=up/o2 export.hf=up": "export.hf=up holds output=up/o2",
+    "output=o2 export.hf=o2/checkpoints": "is where the run keeps its checkpoints: set it to o2/hf, or to a folder",
+    "output=o2 export.hf=o2/x/../tensorboard/hf": "is where the run keeps its tensorboard",
+    "output=o2 export.hf=o2/.preflight": "is where the run keeps its .preflight",
+    "output=o2 export.hf=o2/job.json": "is where the run keeps its job.json",
 }
 
 
@@ -200,8 +224,13 @@ def test_a_run_that_cannot_be_is_refused_in_one_line_that_names_the_key_and_the_
         (tmp_path / name / "tokenizer_config.json").write_text("{}")
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare/config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 263}))
-    (tmp_path / "old").mkdir()
+    for folder in ("old", "mine/init", "mine/tokenizer", "o/checkpoints/last"):
+        (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "old/config.yaml").touch()
+    (tmp_path / "mine/rows").write_text("{}")
+    for name in ("config.json", "tokenizer_config.json"):
+        shutil.copy(tmp_path / "llama" / name, tmp_path / "mine/init" / name)
+    (tmp_path / "link").symlink_to("llama")
     (tmp_path / "headless/checkpoints/step=1").mkdir(parents=True)
     (tmp_path / "adapters/weights").mkdir(parents=True)
     (tmp_path / "adapters/weights/adapter_metadata.json").touch()
@@ -217,9 +246,27 @@ def test_a_run_that_cannot_be_is_refused_in_one_line_that_names_the_key_and_the_
 
 def test_resume_takes_up_a_run_or_starts_one(tmp_path):
     validate(run("output=new", "resume=true"))
-    (tmp_path / "old/hf").mkdir(parents=True)
     (tmp_path / "old/checkpoints/step=1").mkdir(parents=True)
     save(run("output=old", "export.hf=old/hf"), "old/config.yaml")
-    (tmp_path / "old/hf/config.json").touch()
+    with replacing(Path("old/hf"), Path("old")) as new:
+        new.mkdir()
+        (new / "config.json").touch()
 
     validate(run("output=old", "resume=true", "export.hf=old/hf"))
+
+
+def test_an_old_run_that_reads_from_its_own_folder_can_be_resumed(tmp_path):
+    (tmp_path / "old/checkpoints/step=1").mkdir(parents=True)
+    (tmp_path / "old/rows").write_text("{}")
+    reads = ("output=old", "data.name=jsonl", "data.path=old/rows")
+    save(run(*reads), "old/config.yaml")
+
+    validate(run(*reads, "resume=true"))
+    (tmp_path / "old/more").write_text("{}")
+    with pytest.raises(ValueError, match=r"data\.path=old/more, but the run in output=old has old/rows"):
+        validate(run(*reads[:-1], "data.path=old/more", "resume=true"))
+
+
+@pytest.mark.parametrize("folder", ["run/hf", "run/models/hf", "hf", "run-hf"])
+def test_an_export_beside_the_runs_own_folders_is_accepted(tmp_path, folder):
+    validate(run("output=run", f"export.hf={folder}"))

@@ -53,7 +53,8 @@ def test_the_folder_of_a_sweep_names_its_points(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [(None, "has no job.json"), ("{", "job.json is damaged"), ("{}", "job.json is damaged")]
+    ("text", "expected"),
+    [(None, "has no job.json"), ("{", "job.json: it is no JSON"), ("{}", "job.json: it has no launcher")],
 )
 def test_a_folder_without_a_job_is_one_line(tmp_path, text, expected):
     if text is not None:

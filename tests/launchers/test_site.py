@@ -60,7 +60,7 @@ def test_the_file_is_named_by_the_environment_or_is_the_users_own(tmp_path, monk
         ("slurn: {account: a}", "{file}: slurn is no section: there are slurm, kubernetes"),
         ("slurm: [account]", "{file} must have a section slurm: with keys of launcher=slurm"),
         ("slurm: {account: '${oc.env:NOT_SET_ANYWHERE}'}", "{file}: KeyError raised while resolving interpolation"),
-        ("slurm:\n  partition: [debug\n", "{file}, line 3: expected ',' or ']'"),
+        ("slurm:\n  partition: [debug\n", "{file}, line 3: did not find expected ',' or ']'"),
     ],
 )
 def test_a_mistake_in_the_file_is_one_line_that_names_it(tmp_path, text, expected):
