@@ -18,6 +18,7 @@ import yaml
 from launchers.node import Place, of_array_task
 from nemo_cdt.config import Accelerator, Config, Export, load, save
 from nemo_cdt.launcher import Launcher, LauncherName
+from nemo_cdt.lock import held
 from nemo_cdt.validation import validate_layout
 from tests.launchers.composed import run
 
@@ -60,6 +61,15 @@ def test_the_end_is_an_exit_code_and_a_line_that_names_the_rank(tmp_path, name, 
     assert done.returncode == code, done.stderr
     assert re.search(expected, done.stderr.splitlines()[-1] if done.stderr else "")
     assert ("attempt 1" in done.stdout) == (restarts == 1)
+
+
+def test_the_first_node_of_a_second_job_for_one_output_exits_with_2(tmp_path):
+    with held(tmp_path / "run"):
+        done = node(config(tmp_path, "killed", 1), tmp_path)
+
+    assert done.returncode == 2, done.stderr
+    assert f"error: output={tmp_path}/run is in use by process {os.getpid()} on" in done.stderr
+    assert "rank 0" not in done.stdout
 
 
 @pytest.mark.parametrize(

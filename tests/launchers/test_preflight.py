@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nemo_cdt.config import Accelerator, Config, Init, load, save
+from nemo_cdt.config import Accelerator, Config, Export, Init, load, save
 from tests.ranks import on_ranks
 
 
@@ -89,3 +89,38 @@ def test_an_attempt_of_the_same_run_goes_on(tmp_path):
     config = run(tmp_path / "run")
 
     assert [on_two_nodes(config, config) for _ in range(2)] == [([0, 0], "")] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"export": Export(hf="{run}/checkpoints")}, "is where the run keeps its checkpoints"),
+        ({"export": Export(hf="{run}/../mine")}, "is not empty, and no nemo_cdt_export.json says that notes.txt in it"),
+        (
+            {"init": Init(hf="{run}/../mine"), "output": "{run}/../mine"},
+            "mine: set output to a folder of the run's own",
+        ),
+    ],
+)
+def test_what_the_submitting_machine_could_not_see_is_refused_on_the_nodes(tmp_path, changes, expected):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").touch()
+    config = run(tmp_path / "run", **{key: value for key, value in changes.items() if key != "output"})
+    config.output = changes.get("output", config.output).format(run=tmp_path / "run")
+    for section in (config.export, config.init):
+        section.hf = section.hf and section.hf.format(run=tmp_path / "run")
+
+    codes, said = on_two_nodes(config, config)
+
+    assert codes == [2, 2]
+    assert expected in said
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_a_file_of_the_users_in_the_folder_of_preflight_stays(tmp_path):
+    (tmp_path / "run/.preflight").mkdir(parents=True)
+    (tmp_path / "run/.preflight/notes.txt").touch()
+    config = run(tmp_path / "run")
+
+    assert on_two_nodes(config, config) == ([0, 0], "")
+    assert [path.name for path in (tmp_path / "run/.preflight").iterdir()] == ["notes.txt"]

@@ -384,6 +384,27 @@ def test_what_slurm_refuses_is_one_line_and_leaves_nothing(submit, recipe, tmp_p
     assert not (tmp_path / "runs/demo").exists()
 
 
+@pytest.mark.parametrize("submit", ["sbatch", "nemo_run"])
+@pytest.mark.parametrize("host", [None, "login"])
+def test_what_slurm_refuses_takes_nothing_of_the_users_with_it(submit, host, recipe, tmp_path):
+    """Here OUTPUT has what no run would write; over SSH, where it cannot be seen before, also a folder for Slurm."""
+    away = ("launcher.host=login", "launcher.user=root", f"launcher.workdir={tmp_path}/away") if host else ()
+    output = Path(tmp_path, "away" if host else "", "runs/a=1")
+    kept = ["notes.txt", *(["slurm/mine.out", "slurm/experiments/mine/x"] if host else [])]
+    for name in kept:
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        (output / name).write_text("mine")
+
+    chosen = ('output="runs/a=1"', "launcher.partition=nowhere", "launcher.chain=2", f"launcher.submit={submit}")
+    refused = recipe(*chosen, *away)
+    out, _ = refused.communicate(timeout=600)
+
+    assert refused.returncode == 2, out
+    assert "invalid partition specified: nowhere" in out
+    assert sorted(str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()) == sorted(kept)
+    assert not (output / "config.yaml").exists()
+
+
 @pytest.mark.parametrize(
     ("user", "host", "expected"),
     [

@@ -16,6 +16,7 @@ import pytest
 
 from nemo_cdt.config import Config, Export, Parallel, Schedule, save
 from nemo_cdt.cpu import cuda_on_cpu
+from nemo_cdt.exported import MARK, RUN_ID
 from tests import jobs
 from tests.ranks import on_ranks, started
 from tests.resuming import assert_same, checkpoints, metrics, run, train
@@ -288,10 +289,13 @@ def test_a_run_that_has_all_its_steps_trains_no_more_and_exports_anew(
     process: Any, said: Any, uninterrupted: Path, documents: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(uninterrupted, tmp_path / "run", symlinks=True)
+    (tmp_path / "run" / RUN_ID).write_text('{"run": "1"}')
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf/of_an_earlier_attempt").touch()
+    (tmp_path / "hf" / MARK).write_text('{"run": "1", "files": {"of_an_earlier_attempt": 0}}')
+    again = run(tmp_path / "run", documents, resume=True, export=Export(hf=str(tmp_path / "hf")))
 
-    done = process(run(tmp_path / "run", documents, resume=True, export=Export(hf=str(tmp_path / "hf"))))
+    done = process(again)
     done.join(timeout=120)
 
     assert done.exitcode == 0, said()
@@ -299,6 +303,15 @@ def test_a_run_that_has_all_its_steps_trains_no_more_and_exports_anew(
     assert (tmp_path / "hf/config.json").exists()
     assert not (tmp_path / "hf/of_an_earlier_attempt").exists()
     assert metrics(tmp_path / "run") == metrics(uninterrupted)
+
+    (tmp_path / "hf/of_the_users").touch()
+    refused = process(again)
+    refused.join(timeout=120)
+
+    assert refused.exitcode == 2, said()
+    assert "hf is not empty: of_the_users in it is not as this run exported it; training is done and its" in said()
+    assert (tmp_path / "hf/of_the_users").exists()
+    assert (tmp_path / "hf/config.json").exists()
 
 
 @pytest.fixture

@@ -185,3 +185,17 @@ def test_a_mistake_leaves_nothing_behind(folder):
         with pytest.raises(ValueError, match=message):
             prepared(*arguments(folder, "byte", f"{folder}/out", wrong))
         assert {path.name for path in folder.iterdir()} == {"longmit.jsonl", "LongAlpaca-12k.json"}
+
+
+def test_a_folder_of_somebody_elses_where_the_work_would_be_is_left_alone(folder):
+    (folder / ".out.partial").mkdir()
+    (folder / ".out.partial/notes.txt").write_text("mine")
+
+    with pytest.raises(ValueError, match=r"\.out\.partial, where work is kept until it is done, has notes\.txt and no"):
+        prepared(*arguments(folder, "byte", f"{folder}/out"))
+    (folder / "out").mkdir()
+    (folder / "out/summary.json").touch()
+    with pytest.raises(ValueError, match="out already exists and is not empty"):
+        prepared(*arguments(folder, "byte", f"{folder}/out"))
+
+    assert contents(folder / ".out.partial").keys() == {"notes.txt"}
