@@ -4,6 +4,7 @@ import functools
 import gc
 import importlib
 import io
+import json
 import logging
 import os
 import signal
@@ -175,6 +176,52 @@ def launch(file: Path, environment: dict[str, str], train: str) -> None:
     os.environ |= environment
     local.TRAIN = train
     launch(load(file))
+
+
+def converted(source: Path, destination: Path) -> None:
+    with cuda_on_cpu():
+        from nemo_cdt.nemo.convert import convert
+
+        convert(source, destination)
+
+
+def convert_and_count(source: Path, destination: Path) -> list[str]:
+    """Which files were read back for their checksums."""
+    with cuda_on_cpu():
+        from nemo_cdt.checkpoint import checksums
+
+    read_back, right = [], checksums.sum_of
+
+    def sum_of(file: Path) -> tuple[int, str]:
+        read_back.append(file.name)
+        return right(file)
+
+    checksums.sum_of = sum_of
+    converted(source, destination)
+    return read_back
+
+
+def fuzz_checkpoint(checkpoint: Path, name: str, count: int) -> dict[str, int]:
+    """Reads it, as convert does, with each of ``count`` mutations of one of its files."""
+    with cuda_on_cpu():
+        from nemo_cdt.checkpoint.verification import verify
+        from nemo_cdt.nemo import distributed
+    from tests.fuzzing import both, mutations, outcomes, watched
+
+    file = checkpoint / name
+    whole = file.read_bytes()
+
+    def read() -> None:
+        verify(checkpoint, sums=name == "checksums.json")
+        distributed.read_weights(checkpoint, distributed.read_model(checkpoint))
+
+    read()  # what it imports is no finding
+    damaged = both(json.loads(whole), count) if name.endswith(".json") else mutations(whole, count)
+    try:
+        with watched(checkpoint):
+            return dict(outcomes(damaged, file.write_bytes, read, str(checkpoint)))
+    finally:
+        file.write_bytes(whole)
 
 
 def newest(folder: Path) -> dict[str, str]:

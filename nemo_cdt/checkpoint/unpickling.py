@@ -16,6 +16,7 @@ while a loader runs.
 import io
 import os
 import pickle
+import pickletools
 import re
 import zipfile
 from collections import Counter
@@ -171,6 +172,7 @@ def read_metadata(weights: Path) -> Metadata:
     file = weights / METADATA
     data = read_bytes(file)
     with blamed_on(file), _refusals():
+        _require_small_memo(data)
         found = Restricted(io.BytesIO(data), OF_METADATA).load()
         _require_metadata(found)
         sizes = {path.name: path.stat().st_size for path in weights.iterdir() if path.is_file()}
@@ -183,6 +185,13 @@ def read_metadata(weights: Path) -> Metadata:
         if found.storage_meta is None:
             found.storage_meta = dcp.metadata.StorageMeta()
     return found
+
+
+def _require_small_memo(data: bytes) -> None:
+    """Python's unpickler makes room for as many objects as the largest number of one: 64 GiB for five bytes."""
+    for place, (operation, argument, _) in enumerate(pickletools.genops(data)):
+        if "PUT" in operation.name and isinstance(argument, int) and argument > place:
+            raise ValueError(f"it numbers an object {argument}, of at most {place}")
 
 
 def _require_metadata(found: Any) -> None:
@@ -312,4 +321,5 @@ def _check_state(state: bytes) -> None:
         load_object(state)
     else:
         with _refusals():
+            _require_small_memo(state)
             _Inert(io.BytesIO(state), OF_FP8).load()

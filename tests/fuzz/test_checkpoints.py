@@ -1,4 +1,4 @@
-"""Damaged checkpoints: read as they are, or refused in one line; nothing runs, nothing is written, memory is bounded."""
+"""Damaged checkpoints: read, or refused in one line; nothing runs, nothing is written, memory is bounded."""
 
 from pathlib import Path
 
