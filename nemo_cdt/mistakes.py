@@ -1,8 +1,10 @@
 """A user's mistake is one line on stderr and exit code 2; a bug of ours keeps its traceback."""
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 OURS = ("nemo_cdt", "launchers", "benchmarks")
@@ -21,14 +23,25 @@ def reported(files: bool = True) -> Iterator[None]:
             raise
         fail(str(error))
     except ValueError as error:
-        if not is_ours(error):
+        told = str(error) if is_ours(error) else _of_worker(error)
+        if told is None:
             raise
-        fail(str(error))
+        fail(told)
 
 
 def fail(message: str) -> NoReturn:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def _of_worker(error: ValueError) -> str | None:
+    """What our code raised in a worker of torch's DataLoader, which makes one text of the error and its traceback."""
+    if not re.match(r"Caught \w+ in DataLoader worker process", text := str(error)):
+        return None
+    files = re.findall(r'^  File "(.+)", line \d+', text, re.MULTILINE)
+    if not any(Path(files[-1]).is_relative_to(Path(__file__).parents[1] / name) for name in OURS):
+        return None
+    return text.strip().splitlines()[-1].partition(": ")[2]
 
 
 def is_ours(error: BaseException) -> bool:

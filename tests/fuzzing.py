@@ -124,7 +124,8 @@ class Watch:
         if not isinstance(path, (str, bytes, os.PathLike)):
             return
         real = os.path.realpath(os.fsdecode(path))
-        if not real.startswith(self.allowed) and real != "/dev/null" and "__pycache__" not in real:
+        ours = real.startswith((self.allowed, "/dev/shm/pym-"))  # memory that multiprocessing shares is a file
+        if not ours and real != "/dev/null" and "__pycache__" not in real:
             self.seen.append(f"{event} {real}")
 
 

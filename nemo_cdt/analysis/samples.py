@@ -13,7 +13,7 @@ from nemo_cdt.data.documents import IGNORE, Document, TokenType
 from nemo_cdt.data.jsonl import integers, is_text, parse
 from nemo_cdt.data.multihop import MultihopDocuments
 from nemo_cdt.data.tokenizer import encode
-from nemo_cdt.reading import FileError, read_lines
+from nemo_cdt.reading import blamed_on, read_lines
 
 CONTEXT = [TokenType.supporting, TokenType.interference, TokenType.irrelevant, TokenType.low_frequency]
 """The paper's types r, in its order; question and answer tokens are analysed but are no context."""
@@ -103,10 +103,8 @@ def _read(path: Path, count: int, tokenizer: PreTrainedTokenizerFast | None, voc
     samples = []
     lines = ((number, line) for number, line in read_lines(path) if not line.isspace())
     for number, line in islice(lines, count):
-        try:
+        with blamed_on(f"{path}:{number}"):
             document = _document(parse(line), tokenizer)
-        except ValueError as error:
-            raise FileError(f"{path}:{number}: {error}") from error
         samples.append(as_sample(document, f"{path}:{number}", vocab_size))
     if not samples:
         raise ValueError(f"data.path={path}: no samples in it")

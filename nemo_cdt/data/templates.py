@@ -66,11 +66,12 @@ def rendered(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]])
     limits = {"seconds": SECONDS, "memory": MEMORY, "characters": CHARACTERS}
     with _lock:
         reply = _ask(request | limits | {"tokens": tokenizer.special_tokens_map})
+    of = f" ({tokenizer.name_or_path})" if tokenizer.name_or_path else ""
     if "refused" in reply:
         reason = " ".join(reply["refused"].split())
-        raise ValueError(f"the tokenizer's chat template refuses these messages: {reason[:300]}")
+        raise ValueError(f"the tokenizer's chat template{of} refuses these messages: {reason[:300]}")
     if "broken" in reply:
-        raise BrokenTemplateError(f"the tokenizer's chat template {reply['broken']} for one chat")
+        raise BrokenTemplateError(f"the tokenizer's chat template{of} {reply['broken']} for one chat")
     return reply["text"], [(start, stop) for start, stop in reply["spans"]]
 
 

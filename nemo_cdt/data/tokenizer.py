@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 
-from nemo_cdt.reading import blamed_on, read_json
+from nemo_cdt.reading import FileError, blamed_on, read_json
 
 SPECIAL_TOKENS = ["<|bos|>", "<|eos|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"]
 JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -77,8 +77,11 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: str, **how: bool) -> Any:
     Raises:
         ValueError: where the tokenizer has no tokens for it.
     """
-    with blamed_on("the tokenizer", "cannot write this text", whatever=True):
-        return tokenizer(text, verbose=False, **how)
+    try:
+        with blamed_on("the tokenizer", "it has no tokens for this text", whatever=True):
+            return tokenizer(text, verbose=False, **how)
+    except FileError as error:
+        raise ValueError(str(error)) from error  # the file that the text is in is not named yet
 
 
 def token_texts(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> list[str]:

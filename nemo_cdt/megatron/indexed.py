@@ -3,14 +3,19 @@
 A document is one sequence, its tokens, which are their own labels; or two: its tokens and its labels.
 """
 
+import os
+import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 
 from nemo_cdt.data.documents import Document
-from nemo_cdt.reading import blamed_on
+from nemo_cdt.reading import blamed_on, opened
+
+HEADER = struct.Struct("<9sQBQQ")
+"""Of an index: what it is, its version, the code of int32, its sequences, its documents and one."""
 
 
 def write_indexed(prefix: Path, documents: Iterable[Sequence[np.ndarray]]) -> None:
@@ -21,11 +26,24 @@ def write_indexed(prefix: Path, documents: Iterable[Sequence[np.ndarray]]) -> No
     builder.finalize(f"{prefix}.idx")
 
 
+def _require_header(file: Path) -> None:
+    """Megatron's reader asserts, and complains once more when it is forgotten half made."""
+    with opened(file) as stream:
+        header = stream.read(HEADER.size)
+        size = os.fstat(stream.fileno()).st_size
+    magic, version, code, sequences, documents = HEADER.unpack(header)
+    if (magic, version, code) != (b"MMIDIDX\0\0", 1, DType.code_from_dtype(np.int32)):
+        raise ValueError(f"its header is {header[:18]!r}")
+    if size != HEADER.size + 12 * sequences + 8 * documents:
+        raise ValueError(f"it has {size:,} bytes, and says {sequences:,} sequences and {documents:,} documents")
+
+
 class IndexedDocuments:
     """``Documents`` of PREFIX.bin and PREFIX.idx, which are mapped into memory: a length costs no reading."""
 
     def __init__(self, prefix: Path) -> None:
         with blamed_on(f"{prefix}.idx", "it is no index of Megatron's", whatever=True):
+            _require_header(Path(f"{prefix}.idx"))
             self._sequences = IndexedDataset(str(prefix))
             edges = self._sequences.document_indices
             self._require_within(Path(f"{prefix}.bin").stat().st_size)
@@ -37,8 +55,8 @@ class IndexedDocuments:
     def _require_within(self, size: int) -> None:
         index = self._sequences.index
         starts, lengths = index.sequence_pointers, index.sequence_lengths.astype(np.int64)
-        if index.dtype is not np.int32 or (starts < 0).any() or (lengths < 1).any():
-            raise ValueError(f"sequences of {index.dtype.__name__} from byte {starts.min()} on")
+        if (starts < 0).any() or (lengths < 1).any():
+            raise ValueError("it has a sequence without a place or without tokens")
         if (starts + 4 * lengths).max() > size:
             raise ValueError(f"its sequences end behind the {size:,} bytes of its .bin")
 

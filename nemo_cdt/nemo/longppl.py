@@ -14,6 +14,7 @@ from nemo_cdt.analysis.samples import Sample
 from nemo_cdt.config import Config
 from nemo_cdt.data.documents import IGNORE, Document, Documents
 from nemo_cdt.data.tokenizer import load_tokenizer
+from nemo_cdt.reading import blamed_on
 
 logger = logging.getLogger("nemo_cdt")
 
@@ -38,7 +39,7 @@ def judged(
             partial = file.with_name(".key_tokens.npz")
             np.savez(partial, **{str(index): key for index, key in enumerate(found)})
             partial.replace(file)
-    with np.load(file, allow_pickle=False) as saved:
+    with blamed_on(file, "it is damaged, remove it", whatever=True), np.load(file, allow_pickle=False) as saved:
         return [saved[str(index)] for index in range(len(documents))]
 
 

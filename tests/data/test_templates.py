@@ -129,7 +129,7 @@ def test_a_text_that_the_tokenizer_has_no_tokens_for_is_one_line():
     backend = Tokenizer(models.WordLevel({"a": 0}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=MARKED)
-    with pytest.raises(ValueError, match=r"^the tokenizer: cannot write this text \(.*UNK"):
+    with pytest.raises(ValueError, match=r"^the tokenizer: it has no tokens for this text \(.*UNK"):
         chat_tokens(tokenizer, CHAT)
 
 
