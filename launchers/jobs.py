@@ -12,7 +12,7 @@ from launchers.remembered import JOB, Job, recall, remember
 from nemo_cdt.config import Config, DataName
 from nemo_cdt.launcher import Launcher, LauncherName
 from nemo_cdt.nemo.console import PYNVML
-from nemo_cdt.validation import require_sources, sources
+from nemo_cdt.validation import inputs, require_sources
 
 POLL = 5.0
 """Seconds between two looks at a job."""
@@ -81,7 +81,7 @@ def launch_job(config: Config) -> None:
 
 def notes(config: Config) -> list[str]:
     """What is not as it should be, or cannot be told here, and does not keep the job from being shown or submitted."""
-    launcher, there = config.launcher, sources(config)
+    launcher, there = config.launcher, inputs(config)
     found = [
         f"launcher.{key}={value} has no effect without launcher.{needed}"
         for key, needed in (("mounts", "image"), ("user", "host"), ("identity", "host"))

@@ -7,7 +7,7 @@ from nemo_cdt.config import Config
 from nemo_cdt.validation.jobs import check_launcher
 from nemo_cdt.validation.layout import check_vocabulary, validate_layout
 from nemo_cdt.validation.outputs import check_output, check_places
-from nemo_cdt.validation.places import sources
+from nemo_cdt.validation.places import inputs
 from nemo_cdt.validation.sources import check_files, require_sources
 from nemo_cdt.validation.values import validate_values
 
@@ -16,8 +16,8 @@ __all__ = [
     "check_output",
     "check_places",
     "check_vocabulary",
+    "inputs",
     "require_sources",
-    "sources",
     "validate",
     "validate_layout",
     "validate_values",

@@ -15,7 +15,7 @@ OURS = {
 ``hf`` is none of them, as ``export.hf`` may name it."""
 
 
-def sources(config: Config) -> dict[str, str]:
+def inputs(config: Config) -> dict[str, str]:
     """The files and folders that a run reads, by the keys that name them."""
     tokenizer = config.model.tokenizer
     named = {
@@ -35,8 +35,8 @@ def check_apart(config: Config, earlier: Config | None) -> None:
     A run that is resumed may read what ``earlier`` did, its earlier attempt.
     """
     output = Path(config.output)
-    before = sources(earlier) if earlier else {}
-    for key, path in sources(config).items():
+    before = inputs(earlier) if earlier else {}
+    for key, path in inputs(config).items():
         if before.get(key) != path and (how := _together(output, Path(path))):
             raise ValueError(f"output={output} {how} {key}={path}: set output to a folder of the run's own")
     if not (output / "config.yaml").exists() and output.is_dir():
@@ -53,7 +53,7 @@ def check_export(config: Config) -> None:
     if config.export.hf is None:
         return
     output, folder = Path(config.output), Path(config.export.hf)
-    for key, path in sources(config).items():
+    for key, path in inputs(config).items():
         how = _together(folder, Path(path))
         require(how is None, f"export.hf={folder} {how} {key}={path}: set another folder")
     how = _together(folder, output)
