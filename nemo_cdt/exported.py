@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from nemo_cdt.folders import beside, write_whole
+from nemo_cdt.folders import beside, real, write_whole
 from nemo_cdt.reading import entry, read_json
 
 MARK = "nemo_cdt_export.json"
@@ -37,7 +37,7 @@ def replacing(folder: Path, output: Path) -> Iterator[Path]:
     Raises:
         ExportError: as :func:`require_replaceable`, before and after the block.
     """
-    folder = folder.resolve()  # what a link names is replaced, not the link
+    folder = real(folder)  # what a link names is replaced, not the link
     _replaced(folder, output)
     new = beside(folder)
     new.parent.mkdir(parents=True, exist_ok=True)

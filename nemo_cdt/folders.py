@@ -32,6 +32,11 @@ def beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}")
 
 
+def real(path: Path) -> Path:
+    """From the root on, links followed. ``Path.resolve`` raises RuntimeError for a link that leads back to itself."""
+    return Path(os.path.realpath(path))
+
+
 def write_whole(path: Path, text: str) -> None:
     """Writes a file that is there whole or not at all; an older one is replaced."""
     partial = beside(path)

@@ -150,6 +150,8 @@ def _open(file: Path) -> int:
             return os.open(file, flags, 0o644)
         except FileNotFoundError:  # another start has failed, and removed the folder that it had made
             make_folders(file.parent)
+            if file.parent.is_symlink() and not file.parent.is_dir():
+                raise ValueError(f"output={file.parent} is a link that leads nowhere: set another output") from None
         except OSError as error:
             raise ValueError(f"{file} cannot be opened for the lock of a run: {error.strerror}") from error
 

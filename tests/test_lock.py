@@ -168,3 +168,10 @@ def test_without_locks_a_run_goes_on_with_a_warning(tmp_path, monkeypatch, capsy
     warned = capsys.readouterr().err
     assert warned.startswith(f"warning: the file system of {tmp_path} has no locks: nothing keeps a second run out")
     assert warned.count("\n") == 1
+
+
+def test_a_link_that_leads_nowhere_is_one_line(tmp_path):
+    (tmp_path / "run").symlink_to("nowhere")
+
+    with pytest.raises(ValueError, match="run is a link that leads nowhere"), held(tmp_path / "run"):
+        pass

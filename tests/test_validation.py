@@ -199,6 +199,8 @@ REFUSED = {
     "init.nemo=o/checkpoints/last model.tokenizer=byte output=o": "output=o holds init.nemo=o/checkpoints/last",
     # an export takes nothing's place
     "export.hf=llama": "export.hf=llama is not empty, and no nemo_cdt_export.json says that config.json in it is this",
+    "output=loop/run": "loop is a link that leads nowhere, set output to a folder",
+    "output=o2 export.hf=loop": "loop is a link that leads nowhere, set export.hf to a folder",
     "export.hf=rows": "rows is a file, set export.hf to a folder",
     "init.hf=llama export.hf=./llama": "export.hf=llama is init.hf=llama: set another folder",
     "init.hf=llama export.hf=llama/hf": "export.hf=llama/hf lies in init.hf=llama",
@@ -231,6 +233,7 @@ def test_a_run_that_cannot_be_is_refused_in_one_line_that_names_the_key_and_the_
     for name in ("config.json", "tokenizer_config.json"):
         shutil.copy(tmp_path / "llama" / name, tmp_path / "mine/init" / name)
     (tmp_path / "link").symlink_to("llama")
+    (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "headless/checkpoints/step=1").mkdir(parents=True)
     (tmp_path / "adapters/weights").mkdir(parents=True)
     (tmp_path / "adapters/weights/adapter_metadata.json").touch()

@@ -37,6 +37,9 @@ def check_places(config: Config, earlier: Config | None) -> None:
 
 
 def _check_writable(name: str, path: Path) -> None:
-    parent = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    places = (path.absolute(), *path.absolute().parents)
+    parent = next(folder for folder in places if folder.exists())
+    lost = next((folder for folder in places if folder.is_symlink() and not folder.exists()), None)
+    require(lost is None, f"{name}={path}: {lost} is a link that leads nowhere, set {name} to a folder")
     require(parent.is_dir(), f"{name}={path}: {parent} is a file, set {name} to a folder")
     require(os.access(parent, os.W_OK), f"{name}={path}: {parent} is not writable")

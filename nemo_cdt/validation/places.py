@@ -4,6 +4,7 @@ from pathlib import Path
 
 from nemo_cdt.config import Config
 from nemo_cdt.exported import ExportError, require_replaceable
+from nemo_cdt.folders import real
 from nemo_cdt.validation.rules import require
 
 OURS = {
@@ -62,7 +63,7 @@ def check_export(config: Config) -> None:
         f"export.hf={folder} {how} output={output}: set it to {output / 'hf'}, or to a folder outside",
     )
     if how == "lies in":
-        name = folder.resolve().relative_to(output.resolve()).parts[0]
+        name = real(folder).relative_to(real(output)).parts[0]
         require(
             name not in OURS and not name.startswith((".", "nemo_log_")),
             f"export.hf={folder} is where the run keeps its {name}: set it to {output / 'hf'}, or to a folder outside",
@@ -75,7 +76,7 @@ def check_export(config: Config) -> None:
 
 def _together(ours: Path, theirs: Path) -> str | None:
     """How two places overlap, in words, links followed."""
-    one, other = ours.resolve(), theirs.resolve()
+    one, other = real(ours), real(theirs)
     if one == other:
         return "is"
     if one in other.parents:
