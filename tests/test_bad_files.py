@@ -291,3 +291,30 @@ def test_a_file_of_a_tokenizer_that_is_no_json_is_named(tmp_path, capsys, name):
 def test_a_named_pipe_is_no_file(tmp_path, capsys):
     os.mkfifo(tmp_path / "rows.jsonl")
     assert one_line(capsys, "inspect", tmp_path / "rows.jsonl") == f"error: {tmp_path}/rows.jsonl: it is no file"
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("identity.json", b"[]"),
+        ("identity.json", b"{}"),
+        ("jsonl-index.npy", b"x"),
+        ("jsonl-round1-000000.json", b"{}"),
+        ("jsonl-round1-000000.json", b'{"rejected": [], "documents": [[99, 5, 1]]}'),
+        ("jsonl-round1-000000.int32", b"x"),
+    ],
+)
+def test_damaged_work_of_prepare_is_named(tmp_path, capsys, monkeypatch, name, data):
+    (tmp_path / "rows.jsonl").write_text("\n".join([json.dumps({"text": "a fox"})] * 3))
+    words = ["prepare", "jsonl", f"input={tmp_path}/rows.jsonl", f"output={tmp_path}/out", "tokenizer=byte"]
+    with monkeypatch.context() as killed:
+        killed.setattr("nemo_cdt.prepare.write._write", interrupted)
+        assert main(words) == 130
+    file = tmp_path / ".out.partial" / name
+    assert file.exists()
+    file.write_bytes(data)
+    assert name in one_line(capsys, *words)
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt

@@ -44,7 +44,9 @@ class Place:
         """Its tokens; or its tokens and its labels."""
         count = self.length * self.sequences
         with blamed_on(self.file, f"it is damaged, remove {self.file.parent}"):
-            return list(np.fromfile(self.file, np.int32, count, offset=4 * self.start).reshape(self.sequences, -1))
+            # Of a file that ends early numpy reads what there is.
+            values = np.fromfile(self.file, np.int32, count, offset=4 * self.start)
+            return list(values.reshape(self.sequences, self.length))
 
 
 @dataclass(frozen=True)
