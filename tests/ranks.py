@@ -3,10 +3,12 @@
 import itertools
 import multiprocessing
 import os
+import queue
 import random
 import signal
 import socket
 import sys
+import time
 import traceback
 import types
 from collections.abc import Callable
@@ -34,7 +36,7 @@ def on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, tim
     found: dict[int, Any] = {}
     try:
         while len(found) < world_size:
-            rank, ok, value = results.get(timeout=timeout)
+            rank, ok, value = _next(results, processes, found, timeout)
             if not ok:
                 raise RuntimeError(f"rank {rank} of {world_size} failed:\n{value}")
             found[rank] = value
@@ -44,6 +46,19 @@ def on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, tim
                 process.kill()
             process.join()
     return [found[rank] for rank in range(world_size)]
+
+
+def _next(results: Any, processes: list, found: dict[int, Any], timeout: float) -> Any:
+    """Raises RuntimeError where a rank died without a word, as by a signal, or none speaks in time."""
+    deadline = time.monotonic() + timeout
+    while True:
+        with suppress(queue.Empty):
+            return results.get(timeout=2)
+        for rank, process in enumerate(processes):
+            if rank not in found and process.exitcode is not None and results.empty():
+                raise RuntimeError(f"rank {rank} of {len(processes)} died: exit code {process.exitcode}")
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"ranks {[rank for rank in range(len(processes)) if rank not in found]} did not answer")
 
 
 def started(function: Callable[..., Any], folder: Path, *arguments: Any) -> ForkServerProcess:

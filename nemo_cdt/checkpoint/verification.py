@@ -30,13 +30,15 @@ Share = Callable[[str], bool]
 
 
 def verify(checkpoint: Path, *, sums: bool = True, mine: Share = lambda _: True) -> None:
-    """Raise ValueError, a line that names the file, where the checkpoint is cut off, damaged or could run code.
+    """Raise ValueError, a line that names the file, where the checkpoint is unfinished, damaged or could run code.
 
     Args:
         checkpoint: a folder with ``weights/``.
         sums: compare the files with the checksums that were saved; one that has none is read as it is.
         mine: the share of the files that is looked at.
     """
+    if not (checkpoint / "weights/metadata.json").is_file() or Path(f"{checkpoint}-unfinished").exists():
+        raise ValueError(f"{checkpoint} is no finished NeMo checkpoint: its weights/metadata.json was written last")
     if sums and checksums.has_checksums(checkpoint):
         checksums.compare(checkpoint, mine)
     unpickling.check(checkpoint, mine)

@@ -73,9 +73,6 @@ def read_model(checkpoint: Path, base: Path | None = None) -> Model:
     with blamed_on(checkpoint / "context/model.yaml"):
         model = _model(checkpoint, config, saved)
         require_possible(model)
-    layers = next((e.size[0] for name, e in saved.items() if name.startswith("decoder.layers.") and e.size), 0)
-    if model.num_layers != layers:
-        raise ValueError(f"{checkpoint}: its num_layers is {model.num_layers}, but it has weights of {layers}")
     return model
 
 
@@ -208,8 +205,6 @@ def _write_context(context: Path, model: Model, tokenizer: Path) -> None:
 
 def _saved(checkpoint: Path) -> dict[str, TensorStorageMetadata]:
     """The model's tensors, without their values."""
-    if not (checkpoint / "weights/metadata.json").is_file() or Path(f"{checkpoint}-unfinished").exists():
-        raise ValueError(f"{checkpoint} is no finished NeMo checkpoint")
     entries = read_metadata(checkpoint / "weights").state_dict_metadata
     tensors = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
     return {name.removeprefix(PREFIX): entry for name, entry in tensors.items() if name.startswith(PREFIX)}

@@ -1,5 +1,6 @@
 """What a run starts from, beside what it asks for."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,19 +8,25 @@ import pytest
 
 from nemo_cdt.config import Config, Init, Model, Parallel, RopeScaling, RopeType
 from nemo_cdt.nemo.checkpoints import initial_checkpoint
+from tests import jobs
 from tests.families import FAMILIES
-from tests.llama import configuration
+from tests.ranks import on_ranks
 
 QWEN3 = FAMILIES["qwen3"]
 
 
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen3's folder, and the run that has converted it already."""
+    folder = tmp_path_factory.mktemp("converted")
+    on_ranks(jobs.initial, 1, QWEN3, 128, folder / "hf", folder / "run/init")
+    return folder
+
+
 @pytest.fixture
-def start(tmp_path: Path):
-    """The vocabulary that a run with this model finds in a Qwen3's folder, as if it were converted already."""
-    config = configuration(QWEN3, 128)
-    config.architectures = ["Qwen3ForCausalLM"]
-    config.save_pretrained(tmp_path / "hf")
-    (tmp_path / "run/init").mkdir(parents=True)
+def start(converted: Path, tmp_path: Path):
+    """The vocabulary that a run with this model finds in that folder."""
+    shutil.copytree(converted, tmp_path, dirs_exist_ok=True)
 
     def with_model(model: Model, tensor: int = 1) -> int | None:
         init, parallel = Init(hf=str(tmp_path / "hf")), Parallel(tensor=tensor)
