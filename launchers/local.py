@@ -24,7 +24,7 @@ from nemo_cdt.folders import traceless
 from nemo_cdt.lock import held
 from nemo_cdt.mistakes import fail
 from nemo_cdt.nemo.console import PYNVML
-from nemo_cdt.validation import check_output
+from nemo_cdt.validation import check_output, check_unused
 
 TRAIN = "nemo_cdt.nemo.train"
 BEFORE_TRAINING = ("init", ".init.lock", "tokenizer", ".tokenizer.lock", "key_tokens.npz", ".key_tokens.lock", "index")
@@ -41,6 +41,7 @@ def launch_local(config: Config) -> None:
         fail(blocker)
     with _told_by_sigterm(), held(Path(config.output)):
         check_output(config)
+        check_unused(config)
         _train(config)
         for beside in with_baseline(config)[1:]:
             with held(Path(beside.output)):

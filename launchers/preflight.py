@@ -23,7 +23,7 @@ from nemo_cdt.doctor import training_blockers
 from nemo_cdt.launcher import Launcher
 from nemo_cdt.nemo.versions import versions
 from nemo_cdt.resumption import earlier_attempt, require_same_run
-from nemo_cdt.validation import check_files, check_places
+from nemo_cdt.validation import check_files, check_places, check_unused
 
 TIMEOUT = timedelta(minutes=5)
 FREE_GIB = 1
@@ -118,6 +118,7 @@ def _claim(config: Config) -> None:
     if earlier is not None:
         require_same_run(config, earlier)
     check_places(config, earlier)
+    check_unused(config)
     save(replace(config, resume=True), file)
 
 

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from nemo_cdt.config import Config, save, typed
 from nemo_cdt.exported import replacing
-from nemo_cdt.validation import validate
+from nemo_cdt.validation import check_unused, validate
 
 
 def run(*overrides: str) -> Config:
@@ -186,7 +186,6 @@ REFUSED = {
     "output=''": "output is empty",
     "output=headless": "has checkpoints, but no config.yaml that says of what: bring it back, or set another output",
     "output=headless resume=true": "has checkpoints, but no config.yaml",
-    "output=mine": "output=mine has init, tokenizer, but no config.yaml that says of which run",
     # nothing that a run reads may be where it writes
     "init.hf=llama output=llama": "output=llama is init.hf=llama: set output to a folder of the run's own",
     "init.hf=llama output=llama/run": "output=llama/run lies in init.hf=llama",
@@ -256,6 +255,17 @@ def test_resume_takes_up_a_run_or_starts_one(tmp_path):
         (new / "config.json").touch()
 
     validate(run("output=old", "resume=true", "export.hf=old/hf"))
+
+
+def test_a_folder_of_the_users_by_a_name_that_a_run_writes_is_not_taken_for_the_runs(tmp_path):
+    (tmp_path / "mine/tokenizer").mkdir(parents=True)
+    (tmp_path / "mine/init").mkdir()
+    with pytest.raises(
+        ValueError, match=r"output=mine has init, tokenizer, but no config\.yaml that says of which run"
+    ):
+        check_unused(run("output=mine"))
+    save(run("output=mine"), "mine/config.yaml")
+    check_unused(run("output=mine"))
 
 
 def test_an_old_run_that_reads_from_its_own_folder_can_be_resumed(tmp_path):

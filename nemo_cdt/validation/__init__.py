@@ -7,7 +7,7 @@ from nemo_cdt.config import Config
 from nemo_cdt.validation.jobs import check_launcher
 from nemo_cdt.validation.layout import check_vocabulary, validate_layout
 from nemo_cdt.validation.outputs import check_output, check_places
-from nemo_cdt.validation.places import inputs
+from nemo_cdt.validation.places import check_unused, inputs
 from nemo_cdt.validation.sources import check_files, require_sources
 from nemo_cdt.validation.values import validate_values
 
@@ -15,6 +15,7 @@ __all__ = [
     "check_files",
     "check_output",
     "check_places",
+    "check_unused",
     "check_vocabulary",
     "inputs",
     "require_sources",

@@ -31,7 +31,7 @@ def inputs(config: Config) -> dict[str, str]:
 
 
 def check_apart(config: Config, earlier: Config | None) -> None:
-    """Raise ValueError where OUTPUT is, holds or lies in what the run reads, or holds what is no run's.
+    """Raise ValueError where OUTPUT is, holds or lies in what the run reads.
 
     A run that is resumed may read what ``earlier`` did, its earlier attempt.
     """
@@ -40,6 +40,14 @@ def check_apart(config: Config, earlier: Config | None) -> None:
     for key, path in inputs(config).items():
         if before.get(key) != path and (how := _together(output, Path(path))):
             raise ValueError(f"output={output} {how} {key}={path}: set output to a folder of the run's own")
+
+
+def check_unused(config: Config) -> None:
+    """Raise ValueError where a run would write over, or take for its own, what is in OUTPUT and of no run.
+
+    For whoever starts one: benchmarks train one after another into a folder of their own, and keep no config.yaml.
+    """
+    output = Path(config.output)
     if not (output / "config.yaml").exists() and output.is_dir():
         there = sorted(path.name for path in output.iterdir() if path.name in OURS)
         require(
