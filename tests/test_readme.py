@@ -23,7 +23,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^    (\S.*)$", README, re.MULTILINE)
 RUNS = [command for command in COMMANDS if command.startswith("python recipes/")]
 VERBS = sorted({command.split()[1] for command in COMMANDS if command.startswith("nemo-cdt ")})
-TREE = re.search(r"## The tree\n(.*?)\n## ", README, re.DOTALL)
+ROOMS = re.search(r"## The rooms\n(.*?)\n## ", README, re.DOTALL)
 
 
 def first_words(section: str) -> list[str]:
@@ -79,16 +79,13 @@ def test_a_verb_explains_itself(verb, capsys):
     assert capsys.readouterr().out.startswith(f"usage: nemo-cdt {verb}")
 
 
-def test_the_tree_names_every_module_and_nothing_else():
-    assert TREE is not None
-    named = first_words(TREE[1])
-    packages = [*(ROOT / "nemo_cdt").rglob("*.py"), *(ROOT / "launchers").rglob("*.py"), *ROOT.glob("recipes/*.py")]
-    expected = {str(path.relative_to(ROOT)) for path in packages if path.name != "__init__.py"}
+def test_the_map_names_every_room_and_nothing_else():
+    assert ROOMS is not None
+    packages = {f"nemo_cdt/{path.parent.name}/" for path in ROOT.glob("nemo_cdt/*/__init__.py")}
 
-    modules = {name for name in named if name.endswith(".py")}
-    assert {name for name in modules if name.startswith(("nemo_cdt/", "launchers/", "recipes/"))} == expected
-    assert [name for name in named if not (ROOT / name).exists()] == []
-    assert len(named) == len({*named})
+    assert {*first_words(ROOMS[1])} == packages | {
+        f"{name}/" for name in ("conf", "recipes", "launchers", "nemo_cdt", "benchmarks", "tests")
+    }
 
 
 def test_every_file_and_test_that_is_named_exists():
