@@ -39,10 +39,10 @@ from nemo_cdt.config import Accelerator, Config, Precision, save
 from nemo_cdt.data.documents import TokenType
 from nemo_cdt.data.tokenizer import load_tokenizer
 from nemo_cdt.denoise import scores
-from nemo_cdt.folders import write_whole
-from nemo_cdt.mistakes import fail, reported
 from nemo_cdt.nemo import console
 from nemo_cdt.nemo.versions import versions
+from nemo_cdt.utils.atomic_write import atomic_write
+from nemo_cdt.utils.user_errors import fail, reported
 
 FIRST, TIMES = "first", "times"
 """The phase that all arms of a seed start from, and its folder; and what each objective's step takes."""
@@ -141,7 +141,7 @@ def run(arguments: argparse.Namespace) -> None:
         longest = longest if name == FIRST else max(longest, seconds)
         about = {"seed": seed, "arm": name, "command": command(), "date": time.strftime("%Y-%m-%d")}
         about |= {"versions": versions(), "settings": settings(arguments), "seconds": seconds}
-        write_whole(folder / effect_report.FILE, json.dumps(about | row, indent=1))
+        atomic_write(folder / effect_report.FILE, json.dumps(about | row, indent=1))
         print(f"seed {seed}  {name}  {seconds:.0f} s  {row.get('error', '')}", flush=True)
 
 
@@ -314,7 +314,7 @@ def relative_time(config: Config, arguments: argparse.Namespace) -> float:
             with runs.folder() as folder:
                 timed = configured(arguments, folder / "run", ARMS[_any(objective)], f"trainer.max_steps={steps}")
                 known[objective] = [step["seconds"] for step in runs.fit(timed)[WARM_UP:]]
-            write_whole(file, json.dumps(known, indent=1))
+            atomic_write(file, json.dumps(known, indent=1))
     return max(1.0, statistics.median(known[config.objective.name]) / statistics.median(known["ce"]))
 
 

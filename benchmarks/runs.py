@@ -14,8 +14,8 @@ import numpy as np
 
 from benchmarks.measured import ROOT, Row, attempted, on_gpu, shape
 from nemo_cdt.config import Config, typed
-from nemo_cdt.mistakes import fail
 from nemo_cdt.overrides import explain
+from nemo_cdt.utils.user_errors import fail
 from nemo_cdt.validation import validate
 
 DEVICE = (
@@ -34,7 +34,7 @@ FEW = 16
 def devices() -> AbstractContextManager:
     if on_gpu():
         return nullcontext()
-    from nemo_cdt.cpu import cuda_on_cpu
+    from nemo_cdt.utils.cpu import cuda_on_cpu
 
     return cuda_on_cpu()
 

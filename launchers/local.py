@@ -19,11 +19,11 @@ from launchers.remembered import JOB, Job, remember
 from nemo_cdt.config import Config, save
 from nemo_cdt.describe import describe
 from nemo_cdt.doctor import training_blockers
-from nemo_cdt.ending import LAUNCHER
-from nemo_cdt.folders import traceless
-from nemo_cdt.lock import held
-from nemo_cdt.mistakes import fail
 from nemo_cdt.nemo.console import PYNVML
+from nemo_cdt.utils.atomic_write import traceless
+from nemo_cdt.utils.lock import held
+from nemo_cdt.utils.parent_watchdog import LAUNCHER
+from nemo_cdt.utils.user_errors import fail
 from nemo_cdt.validation import check_output, check_unused
 
 TRAIN = "nemo_cdt.nemo.train"

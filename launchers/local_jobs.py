@@ -9,8 +9,8 @@ import psutil
 from launchers.jobs import State
 from launchers.remembered import Job
 from nemo_cdt.config import Config, load
-from nemo_cdt.lock import holder
-from nemo_cdt.reading import blamed_on
+from nemo_cdt.utils.lock import holder
+from nemo_cdt.utils.reading import blamed_on
 
 
 def this_process() -> list[str]:

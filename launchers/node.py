@@ -25,9 +25,9 @@ from launchers.baseline import with_baseline
 from launchers.names import job_name
 from launchers.worker import done
 from nemo_cdt.config import Config, load, save
-from nemo_cdt.lock import held
-from nemo_cdt.mistakes import reported
 from nemo_cdt.nemo.console import PYNVML
+from nemo_cdt.utils.lock import held
+from nemo_cdt.utils.user_errors import reported
 
 WORKER = "launchers.worker"
 PORT = 29500

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from nemo_cdt.folders import write_whole
 from nemo_cdt.launcher import Launcher, LauncherName
-from nemo_cdt.reading import blamed_on, entry, read_json
+from nemo_cdt.utils.atomic_write import atomic_write
+from nemo_cdt.utils.reading import blamed_on, entry, read_json
 from nemo_cdt.validation import check_launcher
 from nemo_cdt.validation.jobs import K8S_NAME
 
@@ -34,7 +34,7 @@ class Job:
 def remember(job: Job) -> None:
     folder = Path(job.output)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / JOB, json.dumps(asdict(job), indent=1))
+    atomic_write(folder / JOB, json.dumps(asdict(job), indent=1))
 
 
 def recall(run: Path) -> Job:

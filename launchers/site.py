@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nemo_cdt.config import Config
 from nemo_cdt.launcher import Launcher, LauncherName, keys_of
-from nemo_cdt.reading import FileError, blamed_on, read_yaml
+from nemo_cdt.utils.reading import FileError, blamed_on, read_yaml
 
 OURS = {"name", "site", "dryrun", "follow", "max_restarts"}
 """Keys that are of a run, not of a site."""

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from nemo_cdt.config import load
-from nemo_cdt.mistakes import reported
+from nemo_cdt.utils.user_errors import reported
 
 
 def done(file: Path, local_rank: int) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 
 from nemo_cdt.analysis.measures import Measure
 from nemo_cdt.keys import KeysHelp
-from nemo_cdt.mistakes import reported
+from nemo_cdt.utils.user_errors import reported
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -131,12 +131,12 @@ def _plan(parsed: argparse.Namespace) -> int:
     from nemo_cdt.cost.plan import plans
     from nemo_cdt.cost.request import read
     from nemo_cdt.cost.table import as_json, table
-    from nemo_cdt.folders import write_whole
+    from nemo_cdt.utils.atomic_write import atomic_write
 
     request = read(parsed.overrides)
     found = plans(request.config, request.held)
     if request.output is not None:
-        write_whole(request.output, as_json(found, request))
+        atomic_write(request.output, as_json(found, request))
     print(table(found, request))
     return 0
 

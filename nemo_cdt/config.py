@@ -12,10 +12,10 @@ from typing import Any, Optional, cast
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nemo_cdt.enums import StrEnum
-from nemo_cdt.folders import write_whole
 from nemo_cdt.launcher import Launcher
-from nemo_cdt.reading import blamed_on, read_yaml
+from nemo_cdt.utils.atomic_write import atomic_write
+from nemo_cdt.utils.enums import StrEnum
+from nemo_cdt.utils.reading import blamed_on, read_yaml
 
 PROFILED_STEP = 4
 """By then memory is allocated and kernels are chosen."""
@@ -423,4 +423,4 @@ def save(config: Config, path: str | Path) -> None:
     """Write ``config`` as YAML, whole or not at all; makes the folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
+    atomic_write(path, OmegaConf.to_yaml(OmegaConf.structured(config)))

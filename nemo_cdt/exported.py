@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from nemo_cdt.folders import beside, real, write_whole
-from nemo_cdt.reading import entry, read_json
+from nemo_cdt.utils.atomic_write import atomic_write, beside, real
+from nemo_cdt.utils.reading import entry, read_json
 
 MARK = "nemo_cdt_export.json"
 RUN_ID = ".run_id"
@@ -43,7 +43,7 @@ def replacing(folder: Path, output: Path) -> Iterator[Path]:
     new.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield new
-        write_whole(new / MARK, json.dumps({"run": _made_id(output), "files": _files(new)}, indent=1))
+        atomic_write(new / MARK, json.dumps({"run": _made_id(output), "files": _files(new)}, indent=1))
         _swap(folder, new, _replaced(folder, output))
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)  # made here, and by nobody's name but ours
@@ -125,5 +125,5 @@ def _made_id(output: Path) -> str:
     known = _run_id(output)
     if known is None:
         known = secrets.token_hex(16)
-        write_whole(output / RUN_ID, json.dumps({"run": known}))
+        atomic_write(output / RUN_ID, json.dumps({"run": known}))
     return known

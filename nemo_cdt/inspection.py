@@ -18,10 +18,10 @@ from nemo_cdt.data.multihop import MultihopDocuments
 from nemo_cdt.data.order import Shuffled
 from nemo_cdt.data.rows import PackedRows
 from nemo_cdt.data.tokenizer import load_tokenizer, token_texts
-from nemo_cdt.enums import StrEnum
 from nemo_cdt.overrides import explain
 from nemo_cdt.prepared import read_summary, require_there
-from nemo_cdt.reading import encoded
+from nemo_cdt.utils.enums import StrEnum
+from nemo_cdt.utils.reading import encoded
 
 UNBOUNDED = 2**31
 HOPS, EMOJIS = Data().hops, Data().emojis

@@ -4,7 +4,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any, Optional
 
-from nemo_cdt.enums import StrEnum
+from nemo_cdt.utils.enums import StrEnum
 
 
 class LauncherName(StrEnum):

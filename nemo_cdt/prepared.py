@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nemo_cdt.reading import FileError, blamed_on, entry, read_json, read_text
+from nemo_cdt.utils.reading import FileError, blamed_on, entry, read_json, read_text
 
 SUMMARY = "summary.json"
 TRAIN, VALIDATION = "train", "validation"

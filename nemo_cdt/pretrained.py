@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from nemo_cdt.reading import FileError, blamed_on, entry, read_json
+from nemo_cdt.utils.reading import FileError, blamed_on, entry, read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 

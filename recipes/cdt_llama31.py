@@ -22,8 +22,8 @@ from launchers import launch
 from launchers.jobs import require_idle
 from launchers.site import site_file, with_site
 from nemo_cdt.config import Config, typed
-from nemo_cdt.mistakes import fail, reported
 from nemo_cdt.overrides import explain
+from nemo_cdt.utils.user_errors import fail, reported
 from nemo_cdt.validation import validate
 
 SAME_IN_ALL = {"name", "output", "resume"}

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from nemo_cdt.config import load
-from nemo_cdt.ending import end_with_launcher
-from nemo_cdt.mistakes import reported
+from nemo_cdt.utils.parent_watchdog import end_with_launcher
+from nemo_cdt.utils.user_errors import reported
 
 
 def main() -> None:

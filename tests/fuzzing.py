@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nemo_cdt.mistakes import is_ours
+from nemo_cdt.utils.user_errors import is_ours
 
 HOSTILE: list[Any] = [
     *(None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63), 10**30, 1e308, 1e-320, float("nan"), float("inf"), 0.5),

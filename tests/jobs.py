@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from nemo_cdt.config import Config, load
-from nemo_cdt.cpu import cuda_on_cpu
+from nemo_cdt.utils.cpu import cuda_on_cpu
 
 
 def train(config: Config, mutate: str | None = None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ home = tempfile.TemporaryDirectory(prefix="nemo_run-")
 os.environ["NEMORUN_HOME"] = home.name  # which it reads when it is imported
 warnings.filterwarnings("ignore")
 
-from nemo_cdt.cpu import cuda_on_cpu  # noqa: E402
+from nemo_cdt.utils.cpu import cuda_on_cpu  # noqa: E402
 
 with cuda_on_cpu():
     from nemo_cdt.nemo import assemble  # noqa: F401

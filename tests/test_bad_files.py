@@ -15,10 +15,10 @@ from nemo_cdt.cli import main
 from nemo_cdt.data import templates
 from nemo_cdt.data.jsonl import JsonlDocuments
 from nemo_cdt.data.tokenizer import byte_tokenizer
-from nemo_cdt.mistakes import reported
 from nemo_cdt.nemo import huggingface
 from nemo_cdt.nemo.metrics import JsonLinesLogger
 from nemo_cdt.report.run import read_run
+from nemo_cdt.utils.user_errors import reported
 from nemo_cdt.validation import check_files
 from tests.fuzz.test_files import CHAT, a_run, prepared
 

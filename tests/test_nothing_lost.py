@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from nemo_cdt.exported import MARK
-from nemo_cdt.lock import LOCK
+from nemo_cdt.utils.lock import LOCK
 from tests.ranks import started
 
 RECIPE = Path(__file__).parents[1] / "recipes/cdt_llama31.py"

@@ -31,8 +31,8 @@ from nemo_cdt.analysis.subject import (
     step_of,
 )
 from nemo_cdt.config import Precision
-from nemo_cdt.folders import new_folder
 from nemo_cdt.report.plots import STYLE
+from nemo_cdt.utils.atomic_write import new_folder
 
 WIDTHS = {Precision.bf16: 2, Precision.fp32: 4}
 

@@ -1,6 +1,6 @@
 """The names of the measures; ``nemo-cdt --help`` needs no more."""
 
-from nemo_cdt.enums import StrEnum
+from nemo_cdt.utils.enums import StrEnum
 
 
 class Measure(StrEnum):

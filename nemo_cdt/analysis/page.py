@@ -24,9 +24,9 @@ from nemo_cdt.analysis.result import Drawing, Result, Table
 from nemo_cdt.analysis.samples import CONTEXT, Sample
 from nemo_cdt.analysis.settings import Settings, Source
 from nemo_cdt.config import Precision
-from nemo_cdt.folders import write_whole
-from nemo_cdt.reading import valid
 from nemo_cdt.report.heatmap import MEANINGS, TYPE_NAMES
+from nemo_cdt.utils.atomic_write import atomic_write
+from nemo_cdt.utils.reading import valid
 
 
 @dataclass(kw_only=True, slots=True)
@@ -86,7 +86,7 @@ def write(
         "numbers": result.numbers,
     }
     text = json.dumps(record, indent=1, allow_nan=False)
-    write_whole(folder / "result.json", text + "\n")
+    atomic_write(folder / "result.json", text + "\n")
     write_page(folder, result, facts, shlex.join([*command, *again]))
 
 
@@ -97,7 +97,7 @@ def write_page(folder: Path, result: Result, facts: Facts, command: str) -> None
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.get_template("analysis.html.j2")
     page = template.render(result=result, facts=facts, pictures=pictures, command=command)
-    write_whole(folder / "report.html", valid(page))
+    atomic_write(folder / "report.html", valid(page))
 
 
 def _png(drawing: Drawing, path: Path) -> str:

@@ -13,7 +13,7 @@ from nemo_cdt.data.documents import IGNORE, Document, TokenType
 from nemo_cdt.data.jsonl import integers, is_text, parse
 from nemo_cdt.data.multihop import MultihopDocuments
 from nemo_cdt.data.tokenizer import encode
-from nemo_cdt.reading import blamed_on, read_lines
+from nemo_cdt.utils.reading import blamed_on, read_lines
 
 CONTEXT = [TokenType.supporting, TokenType.interference, TokenType.irrelevant, TokenType.low_frequency]
 """The paper's types r, in its order; question and answer tokens are analysed but are no context."""

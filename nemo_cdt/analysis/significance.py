@@ -10,7 +10,7 @@ from scipy import stats
 from nemo_cdt.analysis.estimate import bootstrap
 from nemo_cdt.analysis.result import Drawing, Result, Table, axes
 from nemo_cdt.data.jsonl import parse
-from nemo_cdt.reading import blamed_on, read_lines
+from nemo_cdt.utils.reading import blamed_on, read_lines
 
 
 def significance(predictions: Path, baseline: Path, resamples: int, seed: int) -> Result:

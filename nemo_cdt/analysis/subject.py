@@ -20,7 +20,7 @@ from nemo_cdt.analysis import attention
 from nemo_cdt.analysis.attention import Watch
 from nemo_cdt.config import Accelerator, Precision
 from nemo_cdt.data.tokenizer import load_tokenizer
-from nemo_cdt.reading import blamed_on
+from nemo_cdt.utils.reading import blamed_on
 
 DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
 CONVERT = "import sys; from nemo_cdt.cli import main; sys.exit(main(['convert', *sys.argv[1:]]))"

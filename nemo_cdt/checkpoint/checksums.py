@@ -16,8 +16,8 @@ from typing import Any
 
 from xxhash import xxh3_128
 
-from nemo_cdt.folders import write_whole
-from nemo_cdt.reading import FileError, blamed_on, entry, read_json
+from nemo_cdt.utils.atomic_write import atomic_write
+from nemo_cdt.utils.reading import FileError, blamed_on, entry, read_json
 
 CHECKSUMS = "checksums.json"
 ALGORITHM = "xxh3_128"
@@ -106,7 +106,7 @@ def write_checksums(checkpoint: Path, known: Mapping[str, Sum]) -> None:
         sums = pool.map(lambda path: known.get(path.name) or sum_of(path), counted.values())
         listed = {name: {"bytes": size, "sum": total} for name, (size, total) in zip(counted, sums, strict=True)}
     text = json.dumps({"algorithm": ALGORITHM, "files": listed}, indent=1)
-    write_whole(checkpoint / CHECKSUMS, text + "\n")
+    atomic_write(checkpoint / CHECKSUMS, text + "\n")
 
 
 def has_checksums(checkpoint: Path) -> bool:

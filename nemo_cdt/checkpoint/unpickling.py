@@ -31,7 +31,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, TensorStorageMetadata
 
-from nemo_cdt.reading import FileError, blamed_on, read_bytes, read_json
+from nemo_cdt.utils.reading import FileError, blamed_on, read_bytes, read_json
 
 METADATA, COMMON = ".metadata", "common.pt"
 FORMAT = {"sharded_backend": "torch_dist", "common_backend": "torch"}

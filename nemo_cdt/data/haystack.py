@@ -5,7 +5,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from nemo_cdt.reading import blamed_on, opened
+from nemo_cdt.utils.reading import blamed_on, opened
 
 MAX_CHARACTERS = 1 << 26
 """What is read of a folder at most: every process holds it, and even at 128K tokens a sample needs under 1 %."""

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from nemo_cdt.data.documents import IGNORE, Document
 from nemo_cdt.data.templates import marks, rendered, template_of
 from nemo_cdt.data.tokenizer import encode
-from nemo_cdt.reading import opened, read_lines
+from nemo_cdt.utils.reading import opened, read_lines
 
 Tokens = tuple[np.ndarray, np.ndarray]
 """Token ids and labels, int64 [n] each."""

@@ -12,7 +12,7 @@ import numpy as np
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 
 from nemo_cdt.data.documents import Document
-from nemo_cdt.reading import blamed_on, opened
+from nemo_cdt.utils.reading import blamed_on, opened
 
 HEADER = struct.Struct("<9sQBQQ")
 """Of an index: what it is, its version, the code of int32, its sequences, its documents and one."""

@@ -42,7 +42,6 @@ from nemo_cdt.config import (
 from nemo_cdt.cost.memory import detection_recompute
 from nemo_cdt.data.tokenizer import load_tokenizer
 from nemo_cdt.exported import ExportError, replacing
-from nemo_cdt.folders import new_folder
 from nemo_cdt.nemo.callback import ContextDenoising, StepMetrics, Truncation
 from nemo_cdt.nemo.checkpoints import initial_checkpoint
 from nemo_cdt.nemo.console import is_first_rank
@@ -62,6 +61,7 @@ from nemo_cdt.nemo.sample import SampleWriter
 from nemo_cdt.nemo.saving import Checkpoints, TrainingLoop
 from nemo_cdt.nemo.strategy import SynchronizedPrecision, SynchronizedStrategy
 from nemo_cdt.nemo.versions import write_versions
+from nemo_cdt.utils.atomic_write import new_folder
 
 log = python_logging.getLogger(__name__)
 

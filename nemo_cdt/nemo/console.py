@@ -17,7 +17,7 @@ KNOWN_AND_HARMLESS = (
     "already contains a ModelCheckpoint",  # ours takes the place of Lightning's
     "Rerun ?State ?Machine",
     "Passing 'checkpoint_dir' as a Path object",  # NeMo, to Megatron
-    "GPU available but not used",  # nemo_cdt.cpu answers for CUDA
+    "GPU available but not used",  # nemo_cdt.utils.cpu answers for CUDA
     "Transformer Engine and Apex are not installed",  # `nemo-cdt doctor` says so
     "transformer_engine not installed",
     "unified memory mempool",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from nemo_cdt.folders import new_folder
+from nemo_cdt.utils.atomic_write import new_folder
 
 
 def convert(source: Path, destination: Path, *, sums: bool = True) -> None:
@@ -42,7 +42,7 @@ def _cuda_answered() -> AbstractContextManager[None]:
     """Megatron asks CUDA while it saves; where there is none, it must be first imported inside."""
     if torch.cuda.is_available():
         return nullcontext()
-    from nemo_cdt.cpu import cuda_on_cpu
+    from nemo_cdt.utils.cpu import cuda_on_cpu
 
     return cuda_on_cpu()
 

@@ -26,7 +26,7 @@ from nemo_cdt.checkpoint.unpickling import Reader, read_metadata, weights_only
 from nemo_cdt.config import Config, Family, Model, RopeScaling, RopeType
 from nemo_cdt.nemo.huggingface import copy_tokenizer, has_tokenizer
 from nemo_cdt.nemo.weights import Shape, megatron_shapes, require
-from nemo_cdt.reading import FileError, blamed_on, entry, read_yaml
+from nemo_cdt.utils.reading import FileError, blamed_on, entry, read_yaml
 
 PREFIX = "module."
 EMBEDDING = "embedding.word_embeddings.weight"

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, LlamaConfig, MistralConfig, PretrainedCo
 
 from nemo_cdt.config import Family, Model, RopeScaling, RopeType
 from nemo_cdt.pretrained import INDEX, read_config, require_numbers, weight_files
-from nemo_cdt.reading import FileError, blamed_on, entry, read_json
+from nemo_cdt.utils.reading import FileError, blamed_on, entry, read_json
 
 TOKENIZER_FILES = [
     "tokenizer.json",

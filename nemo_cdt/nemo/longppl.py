@@ -14,7 +14,7 @@ from nemo_cdt.analysis.samples import Sample
 from nemo_cdt.config import Config
 from nemo_cdt.data.documents import IGNORE, Document, Documents
 from nemo_cdt.data.tokenizer import load_tokenizer
-from nemo_cdt.reading import blamed_on
+from nemo_cdt.utils.reading import blamed_on
 
 logger = logging.getLogger("nemo_cdt")
 

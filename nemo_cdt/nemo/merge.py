@@ -8,7 +8,7 @@ from torch import Tensor
 from nemo_cdt.config import Model
 from nemo_cdt.nemo import distributed
 from nemo_cdt.nemo.weights import Shape, megatron_shapes, require
-from nemo_cdt.reading import entry, read_json
+from nemo_cdt.utils.reading import entry, read_json
 
 
 def base_of(checkpoint: Path) -> Path | None:

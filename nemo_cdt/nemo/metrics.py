@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from nemo_cdt.reading import metrics_row, read_lines
+from nemo_cdt.utils.reading import metrics_row, read_lines
 
 RENAMED = {"reduced_train_loss": "loss"}
 DROPPED = {"epoch", "step", "global_step", "steps", "consumed_samples", "global_batch_size"}

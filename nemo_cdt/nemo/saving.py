@@ -23,9 +23,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_cdt.checkpoint.checksums import write_checksums
 from nemo_cdt.checkpoint.steps import finished_checkpoints, point, step_of
-from nemo_cdt.ending import end_with_parent
 from nemo_cdt.nemo import randomness
 from nemo_cdt.nemo.strategy import SynchronizedStrategy
+from nemo_cdt.utils.parent_watchdog import end_with_parent
 
 
 class TrainingLoop(NoValOnRestartTrainingLoop):

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nemo_cdt.config import Accelerator, Config, load
-from nemo_cdt.ending import end_with_launcher
-from nemo_cdt.mistakes import reported
 from nemo_cdt.nemo import console
+from nemo_cdt.utils.parent_watchdog import end_with_launcher
+from nemo_cdt.utils.user_errors import reported
 
 
 def train(config: Config) -> None:
@@ -55,7 +55,7 @@ def _devices(on_gpu: bool) -> Iterator[None]:
     if on_gpu:
         yield
         return
-    from nemo_cdt.cpu import cuda_on_cpu
+    from nemo_cdt.utils.cpu import cuda_on_cpu
 
     with cuda_on_cpu():
         yield

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet
 
 from nemo_cdt.prepare.settings import Kind
-from nemo_cdt.reading import blamed_on, read_lines
+from nemo_cdt.utils.reading import blamed_on, read_lines
 
 FILE, LINE, START, SIZE = range(4)
 """Columns of an index, int64 [rows, 4]. Its file's place in the list; its line there (in a JSON array and in a parquet

@@ -14,7 +14,7 @@ from nemo_cdt.prepare.files import SIZE, index_of, read_rows
 from nemo_cdt.prepare.rows import check_fields
 from nemo_cdt.prepare.settings import Kind, Source
 from nemo_cdt.prepare.work import Place, Task, Worker, cut, run
-from nemo_cdt.reading import blamed_on
+from nemo_cdt.utils.reading import blamed_on
 
 BYTES_A_TOKEN = 4
 """Of English text, about: how many books the first round reads rests on it, and nothing else."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Optional
 
-from nemo_cdt.enums import StrEnum
+from nemo_cdt.utils.enums import StrEnum
 
 
 class Kind(StrEnum):

@@ -17,13 +17,13 @@ import numpy as np
 from tqdm import tqdm
 
 from nemo_cdt.data.tokenizer import load_tokenizer
-from nemo_cdt.ending import end_with_parent
-from nemo_cdt.folders import write_whole
-from nemo_cdt.mistakes import is_ours
 from nemo_cdt.prepare.files import SIZE, read_rows
 from nemo_cdt.prepare.rows import RejectedError, documents, supporting
 from nemo_cdt.prepare.settings import Source
-from nemo_cdt.reading import FileError, blamed_on, entry, read_json
+from nemo_cdt.utils.atomic_write import atomic_write
+from nemo_cdt.utils.parent_watchdog import end_with_parent
+from nemo_cdt.utils.reading import FileError, blamed_on, entry, read_json
+from nemo_cdt.utils.user_errors import is_ours
 
 TASK_BYTES, TASK_ROWS = 1 << 22, 4096
 """Of a task at most, but for a row that is larger: what a worker holds is a few times that."""
@@ -102,7 +102,7 @@ class Task:
                 found.append([row, supporting(content, worker.source)])
             except RejectedError as error:
                 rejected.append([row, error.kind, str(error)])
-        write_whole(self._result, json.dumps({"supporting": found, "rejected": rejected}))
+        atomic_write(self._result, json.dumps({"supporting": found, "rejected": rejected}))
 
     def tokenize(self, worker: "Worker") -> None:
         """Result: the length of each row's documents, and the rows that are rejected; beside it, the tokens."""
@@ -119,7 +119,7 @@ class Task:
         partial = self._tokens.with_suffix(f".{os.getpid()}")
         np.concatenate([np.empty(0, np.int32), *sequences]).tofile(partial)
         partial.replace(self._tokens)
-        write_whole(self._result, json.dumps({"documents": made, "rejected": rejected}))
+        atomic_write(self._result, json.dumps({"documents": made, "rejected": rejected}))
 
 
 class Worker:

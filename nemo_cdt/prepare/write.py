@@ -16,13 +16,13 @@ from filelock import FileLock, Timeout
 
 from nemo_cdt.data.documents import IGNORE
 from nemo_cdt.data.tokenizer import load_tokenizer
-from nemo_cdt.folders import write_whole
 from nemo_cdt.prepare.files import FILE, LINE, find_files
 from nemo_cdt.prepare.gather import Gathered, gather
 from nemo_cdt.prepare.settings import Kind, Settings, prefix, sources
 from nemo_cdt.prepare.work import Place, Worker
 from nemo_cdt.prepared import SUMMARY, TRAIN, VALIDATION, fingerprint, read_summary
-from nemo_cdt.reading import blamed_on, entry, read_json
+from nemo_cdt.utils.atomic_write import atomic_write
+from nemo_cdt.utils.reading import blamed_on, entry, read_json
 
 REJECTS = "rejects.jsonl"
 IDENTITY = "identity.json"
@@ -143,7 +143,7 @@ def _require_own(work: Path) -> None:
 
 def _require_same(file: Path, identity: dict[str, Any], output: Path) -> None:
     if not file.exists():
-        return write_whole(file, json.dumps(identity))
+        return atomic_write(file, json.dumps(identity))
     earlier = read_json(file)
     changed = [key for key, value in identity.items() if earlier.get(key) != value]
     if "settings" in changed:

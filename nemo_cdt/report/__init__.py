@@ -4,10 +4,10 @@ from pathlib import Path
 
 import jinja2
 
-from nemo_cdt.folders import write_whole
-from nemo_cdt.reading import valid
 from nemo_cdt.report import heatmap, plots, summary
 from nemo_cdt.report.run import Run, read_run
+from nemo_cdt.utils.atomic_write import atomic_write
+from nemo_cdt.utils.reading import valid
 
 
 def write_report(run: Path) -> Path:
@@ -18,7 +18,7 @@ def write_report(run: Path) -> Path:
     """
     page = valid(render(read_run(Path(run)), Path(run)))
     path = Path(run) / "report.html"
-    write_whole(path, page)
+    atomic_write(path, page)
     return path
 
 

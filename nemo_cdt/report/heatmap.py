@@ -10,8 +10,8 @@ from itertools import groupby
 import numpy as np
 
 from nemo_cdt.data.documents import TokenType
-from nemo_cdt.reading import encoded
 from nemo_cdt.report.run import Sample
+from nemo_cdt.utils.reading import encoded
 
 SHOWN_WHOLE = 4096  # tokens; longer samples show windows
 WINDOW = 48  # tokens shown on each side of one that matters

@@ -12,7 +12,7 @@ import numpy as np
 from nemo_cdt.config import Config, load
 from nemo_cdt.data.documents import TokenType
 from nemo_cdt.describe import NAMES, describe
-from nemo_cdt.reading import FileError, blamed_on, metrics_row, read_json, read_lines
+from nemo_cdt.utils.reading import FileError, blamed_on, metrics_row, read_json, read_lines
 
 Series = dict[str, np.ndarray]
 """Columns of ``metrics.jsonl``, float64 and ordered by ``step``; nan where a row has no finite number."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from nemo_cdt.config import Config
 from nemo_cdt.exported import ExportError, require_replaceable
-from nemo_cdt.folders import real
+from nemo_cdt.utils.atomic_write import real
 from nemo_cdt.validation.rules import require
 
 OURS = {

@@ -6,7 +6,7 @@ from pathlib import Path
 from nemo_cdt.config import Config, Data, DataName, Family, Lora, LoraTarget, ObjectiveName, walk
 from nemo_cdt.prepared import TRAIN, VALIDATION, fingerprint, read_summary
 from nemo_cdt.pretrained import INDEX, read_config, weight_files
-from nemo_cdt.reading import entry
+from nemo_cdt.utils.reading import entry
 from nemo_cdt.validation.layout import check_vocabulary
 from nemo_cdt.validation.outputs import check_output
 from nemo_cdt.validation.rules import nearest, require

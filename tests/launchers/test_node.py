@@ -18,7 +18,7 @@ import yaml
 from launchers.node import Place, of_array_task
 from nemo_cdt.config import Accelerator, Config, Export, load, save
 from nemo_cdt.launcher import Launcher, LauncherName
-from nemo_cdt.lock import held
+from nemo_cdt.utils.lock import held
 from nemo_cdt.validation import validate_layout
 from tests.launchers.composed import run
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nemo_cdt.cpu import cuda_on_cpu
+from nemo_cdt.utils.cpu import cuda_on_cpu
 from tests.ranks import on_ranks
 
 LENGTH, ROWS, HIDDEN, VOCABULARY = 24, 2, 16, 40

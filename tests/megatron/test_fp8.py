@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nemo_cdt.config import FP8, Config
-from nemo_cdt.cpu import cuda_on_cpu
+from nemo_cdt.utils.cpu import cuda_on_cpu
 from tests.ranks import on_ranks
 from tests.runs import small_run, write_documents
 

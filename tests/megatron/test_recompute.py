@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nemo_cdt.config import Config, DetectionRecompute, Recompute
-from nemo_cdt.cpu import cuda_on_cpu
+from nemo_cdt.utils.cpu import cuda_on_cpu
 from tests.ranks import on_ranks
 from tests.runs import small_run, write_documents
 

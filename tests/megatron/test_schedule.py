@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from nemo_cdt.config import Config, Parallel
-from nemo_cdt.cpu import cuda_on_cpu
+from nemo_cdt.utils.cpu import cuda_on_cpu
 from tests.ranks import on_ranks
 from tests.runs import small_run, write_documents
 

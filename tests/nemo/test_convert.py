@@ -11,9 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from nemo_cdt.checkpoint.steps import latest_checkpoint
 from nemo_cdt.config import Model, Parallel
-from nemo_cdt.cpu import cuda_on_cpu
 from nemo_cdt.data.tokenizer import byte_tokenizer
 from nemo_cdt.nemo.convert import convert
+from nemo_cdt.utils.cpu import cuda_on_cpu
 from tests import jobs
 from tests.families import FAMILIES, PLAIN
 from tests.llama import loaded, random_hugging_face

@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 
 from nemo_cdt.config import FP8, Config
-from nemo_cdt.cpu import cuda_on_cpu
+from nemo_cdt.utils.cpu import cuda_on_cpu
 from tests.cost.models import model
 
 NEMO = {

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from nemo_cdt.config import Config, Export, Parallel, Schedule, save
-from nemo_cdt.cpu import cuda_on_cpu
 from nemo_cdt.exported import MARK, RUN_ID
+from nemo_cdt.utils.cpu import cuda_on_cpu
 from tests import jobs
 from tests.ranks import on_ranks, started
 from tests.resuming import assert_same, checkpoints, metrics, run, train

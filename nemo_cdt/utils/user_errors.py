@@ -39,7 +39,7 @@ def _of_worker(error: ValueError) -> str | None:
     if not re.match(r"Caught \w+ in DataLoader worker process", text := str(error)):
         return None
     files = re.findall(r'^  File "(.+)", line \d+', text, re.MULTILINE)
-    if not any(Path(files[-1]).is_relative_to(Path(__file__).parents[1] / name) for name in OURS):
+    if not any(Path(files[-1]).is_relative_to(Path(__file__).parents[2] / name) for name in OURS):
         return None
     return text.strip().splitlines()[-1].partition(": ")[2]
 

@@ -37,7 +37,7 @@ def real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def write_whole(path: Path, text: str) -> None:
+def atomic_write(path: Path, text: str) -> None:
     """Writes a file that is there whole or not at all; an older one is replaced."""
     partial = beside(path)
     try:

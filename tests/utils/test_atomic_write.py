@@ -3,7 +3,7 @@ from contextlib import suppress
 
 import pytest
 
-from nemo_cdt.folders import new_folder, traceless, write_whole
+from nemo_cdt.utils.atomic_write import atomic_write, new_folder, traceless
 
 
 def test_a_folder_appears_only_when_it_is_whole(tmp_path):
@@ -37,7 +37,7 @@ def test_a_folder_and_a_file_of_an_earlier_process_of_the_same_id_are_in_nobodys
 
     with new_folder(tmp_path / "b") as folder:
         (folder / "file").touch()
-    write_whole(tmp_path / "f", "whole")
+    atomic_write(tmp_path / "f", "whole")
 
     assert (tmp_path / "b/file").exists()
     assert (tmp_path / f".f.{os.getpid()}").read_text() == "mine"

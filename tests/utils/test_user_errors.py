@@ -3,7 +3,7 @@ import json
 import pytest
 
 from nemo_cdt.config import load
-from nemo_cdt.mistakes import reported
+from nemo_cdt.utils.user_errors import reported
 
 
 def test_a_value_error_that_we_raise_is_one_line_and_exit_code_2(tmp_path, capsys):

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from nemo_cdt.reading import entry, parse_json
+from nemo_cdt.utils.reading import entry, parse_json
 
 LOCK = ".lock"
 KEYS = {"host": str, "pid": int, "time": str, "command": str}

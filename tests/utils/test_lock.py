@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from nemo_cdt import lock
-from nemo_cdt.lock import LOCK, held, holder
+from nemo_cdt.utils import lock
+from nemo_cdt.utils.lock import LOCK, held, holder
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys, time
 from pathlib import Path
-from nemo_cdt.lock import held
+from nemo_cdt.utils.lock import held
 output, seconds = Path(sys.argv[1]), float(sys.argv[2])
 try:
     with held(output):

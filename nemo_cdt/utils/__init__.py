@@ -1,0 +1,1 @@
+"""What five rooms or more share."""
