@@ -3,58 +3,19 @@
 Hydra checks names and types against these dataclasses; :mod:`nemo_cdt.validation` checks what no type can say.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Optional, cast
+from typing import Any, Optional
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
+from nemo_cdt.config.objective import Objective, ObjectiveName
 from nemo_cdt.launcher import Launcher
-from nemo_cdt.utils.atomic_write import atomic_write
 from nemo_cdt.utils.enums import StrEnum
-from nemo_cdt.utils.reading import blamed_on, read_yaml
 
 PROFILED_STEP = 4
 """By then memory is allocated and kernels are chosen."""
 
 # Hydra reads `Optional[int]` but not `int | None` in a structured config, hence the older spelling here.
-
-
-class ObjectiveName(StrEnum):
-    """What is trained: conf/objective/NAME.yaml says where each comes from."""
-
-    cdt = "cdt"
-    ce = "ce"
-    sft = "sft"
-    longce = "longce"
-    cdt_longce = "cdt_longce"
-    logo = "logo"
-
-    @property
-    def denoises(self) -> bool:
-        """Runs the two passes of CDT."""
-        return self in (ObjectiveName.cdt, ObjectiveName.cdt_longce)
-
-    @property
-    def weighs(self) -> bool:
-        """Weighs tokens as LongCE does."""
-        return self in (ObjectiveName.longce, ObjectiveName.cdt_longce)
-
-
-class Normalization(StrEnum):
-    """How a noise token's embedding gradient becomes its shift; see :mod:`nemo_cdt.denoise`."""
-
-    gradient = "gradient"
-    epsilon = "epsilon"
-    relative = "relative"
-
-
-class ThresholdScope(StrEnum):
-    document = "document"
-    row = "row"
 
 
 class DataName(StrEnum):
@@ -92,15 +53,6 @@ class ContextComm(StrEnum):
 class Recompute(StrEnum):
     """Which activations are computed again in the backward pass: Megatron's granularities; selective is the MLPs'."""
 
-    none = "none"
-    selective = "selective"
-    full = "full"
-
-
-class DetectionRecompute(StrEnum):
-    """The same for detection alone; ``auto`` is what costs least of what fits: see :mod:`nemo_cdt.cost.memory`."""
-
-    auto = "auto"
     none = "none"
     selective = "selective"
     full = "full"
@@ -206,24 +158,6 @@ class Model:
     def key_size(self) -> int:
         """Of all groups' keys together, and of their values."""
         return self.num_query_groups * self.head_size
-
-
-@dataclass(kw_only=True, slots=True)
-class Objective:
-    name: ObjectiveName = ObjectiveName.cdt
-    beta: float = 5.0
-    lr: Any = "scheduled"  # "scheduled": the optimizer's current learning rate; or a number
-    normalization: Normalization = Normalization.gradient
-    rho: float = 0.01
-    epsilon: float = 1e-3
-    threshold_scope: ThresholdScope = ThresholdScope.document
-    detection_recompute: DetectionRecompute = DetectionRecompute.auto
-    window: int = 4096  # LongCE: tokens of short context, at least, that a token's weight is measured against
-    internal: int = 1024  # LongCE: tokens that each window weighs, and by which the next one is further on
-    gamma: float = 5.0  # LongCE: the largest weight
-    preference_beta: float = 10.0  # LOGO: of its log-sigmoid
-    margin: float = 0.3  # LOGO: of mean log-probability that is asked of the chosen answer; SimPO's gamma / beta
-    sft_weight: float = 0.1  # LOGO: of the chosen answer's own mean cross-entropy
 
 
 @dataclass(kw_only=True, slots=True)
@@ -382,45 +316,3 @@ def walk(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix + item.name, value
         if is_dataclass(value):
             yield from walk(value, f"{prefix}{item.name}.")
-
-
-def typed(config: DictConfig | ListConfig, schema: type[Config] = Config) -> Config:
-    """What Hydra or a file composed, as ``schema``. An unknown key or a wrong type is an OmegaConf error."""
-    # Merged as a plain dict: a DictConfig to which Hydra's `+key=value` added a key would pass.
-    values = _literally(OmegaConf.to_container(config, resolve=True))
-    return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values)))
-
-
-def load(path: str | Path) -> Config:
-    """The run that :func:`save` wrote. Its values are what they are: ``${...}`` is text and not looked up.
-
-    Raises:
-        FileError: names the file and what is wrong in it.
-    """
-    with blamed_on(path):
-        found = read_yaml(Path(path))
-        if not isinstance(found, dict):
-            raise ValueError("it holds no keys with values")
-        try:
-            return typed(OmegaConf.create(_literally(found)))
-        except OmegaConfBaseException as error:
-            raise ValueError(str(error).splitlines()[0]) from error
-
-
-def _literally(value: Any) -> Any:
-    """As OmegaConf gives it back when it looks up what stands between ``${`` and ``}``."""
-    match value:
-        case str():
-            return re.sub(r"(\\*)\$\{", r"\1\1\${", value)
-        case dict():
-            return {key: _literally(each) for key, each in value.items()}
-        case list():
-            return [_literally(each) for each in value]
-    return value
-
-
-def save(config: Config, path: str | Path) -> None:
-    """Write ``config`` as YAML, whole or not at all; makes the folder."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, OmegaConf.to_yaml(OmegaConf.structured(config)))

@@ -1,0 +1,66 @@
+"""What a run is: the schema of ``conf/`` by group, and the one way from overrides to a typed configuration.
+
+Nothing here imports torch, so that a mistake costs no import of NeMo.
+"""
+
+from nemo_cdt.config.files import load, save, typed
+from nemo_cdt.config.objective import DetectionRecompute, Normalization, Objective, ObjectiveName, ThresholdScope
+from nemo_cdt.config.schema import (
+    FP8,
+    PROFILED_STEP,
+    Accelerator,
+    Config,
+    ContextComm,
+    Data,
+    DataName,
+    Export,
+    Family,
+    Init,
+    LongPPL,
+    Lora,
+    LoraTarget,
+    Model,
+    Optim,
+    Parallel,
+    Precision,
+    Recompute,
+    RopeScaling,
+    RopeType,
+    Schedule,
+    Trainer,
+    walk,
+)
+
+__all__ = [
+    "FP8",
+    "PROFILED_STEP",
+    "Accelerator",
+    "Config",
+    "ContextComm",
+    "Data",
+    "DataName",
+    "DetectionRecompute",
+    "Export",
+    "Family",
+    "Init",
+    "LongPPL",
+    "Lora",
+    "LoraTarget",
+    "Model",
+    "Normalization",
+    "Objective",
+    "ObjectiveName",
+    "Optim",
+    "Parallel",
+    "Precision",
+    "Recompute",
+    "RopeScaling",
+    "RopeType",
+    "Schedule",
+    "ThresholdScope",
+    "Trainer",
+    "load",
+    "save",
+    "typed",
+    "walk",
+]
