@@ -198,7 +198,7 @@ def _inspect(parsed: argparse.Namespace) -> int:
 
 
 def _job(parsed: argparse.Namespace) -> int:
-    from launchers import jobs
+    from nemo_cdt.launch import jobs
 
     if parsed.name == "logs":
         return jobs.logs(parsed.run, parsed.follow)

@@ -59,7 +59,7 @@ class Launcher:
     name: LauncherName = LauncherName.local
     max_restarts: int = 0  # of all processes from the last checkpoint, after one of them failed
 
-    site: Optional[str] = _of(*CLUSTERS)  # a file with values for the keys below; None: see launchers/site.py
+    site: Optional[str] = _of(*CLUSTERS)  # a file with values for the keys below; None: see nemo_cdt/launch/site.py
     dryrun: bool = _of(*CLUSTERS, default=False)  # show what would run
     follow: bool = _of(*CLUSTERS, default=True)  # show the job's log until it ends; a sweep does not
     workdir: Optional[str] = _of(*CLUSTERS)  # where relative paths begin on a cluster that is not this machine

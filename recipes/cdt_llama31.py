@@ -18,10 +18,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from launchers import launch
-from launchers.jobs import require_idle
-from launchers.site import site_file, with_site
 from nemo_cdt.config import Config, typed
+from nemo_cdt.launch import launch
+from nemo_cdt.launch.jobs import require_idle
+from nemo_cdt.launch.site import site_file, with_site
 from nemo_cdt.overrides import explain
 from nemo_cdt.utils.user_errors import fail, reported
 from nemo_cdt.validation import validate

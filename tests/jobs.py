@@ -171,7 +171,8 @@ def train_file(file: Path) -> None:
 
 def launch(file: Path, environment: dict[str, str], train: str) -> None:
     """What the recipe does with a valid configuration; ``train`` is the module that its processes run."""
-    from launchers import launch, local
+    from nemo_cdt.launch import launch
+    from nemo_cdt.launch.local import run as local
 
     os.environ |= environment
     local.TRAIN = train

@@ -6,16 +6,16 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from launchers.site import with_site
 from nemo_cdt.config import Config, Lora, LoraTarget, typed
 from nemo_cdt.data.tokenizer import load_tokenizer
 from nemo_cdt.describe import describe
+from nemo_cdt.launch.site import with_site
 from nemo_cdt.overrides import explain
 from nemo_cdt.validation import validate
 from tests.runs import write_stub_of_prepared
 
 CONF = Path(__file__).parents[1] / "conf"
-SITE = Path(__file__).with_name("launchers") / "site.yaml"
+SITE = Path(__file__).with_name("launch") / "site.yaml"
 OPTIONS = [
     f"{file.parent.name}={file.stem}"
     for file in sorted(CONF.glob("*/*.yaml"))

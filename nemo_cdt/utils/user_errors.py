@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-OURS = ("nemo_cdt", "launchers", "benchmarks")
+OURS = ("nemo_cdt", "benchmarks")
 
 
 @contextmanager

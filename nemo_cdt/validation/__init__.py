@@ -28,7 +28,7 @@ __all__ = [
 def validate(config: Config, site: str = "launcher") -> None:
     """Raise ValueError for a run that cannot be. Call it once, before OUTPUT is made: OUTPUT must not hold a run.
 
-    A dry run shows a job whose data and weights are not there too: launchers/jobs.py says which. ``site`` is the file
+    A dry run shows a job whose data and weights are not there too: launch/jobs.py says which. ``site`` is the file
     that has what is missing.
     """
     check_launcher(config.launcher, config.name, config.output, site)

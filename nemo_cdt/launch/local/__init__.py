@@ -1,0 +1,1 @@
+"""Runs of this machine's processes."""

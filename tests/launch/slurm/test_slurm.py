@@ -1,0 +1,421 @@
+"""Scripts of Slurm, golden; and a real Slurm of two virtual nodes, on which the demo runs, is preempted and goes on."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from nemo_cdt.config import typed
+from nemo_cdt.launch.jobs import launch_job, render
+from nemo_cdt.launch.slurm.cluster import _place
+from nemo_cdt.launch.slurm.parts import script
+from tests.launch.composed import EXPERIMENTS, run
+from tests.launch.slurm import slurm_lab
+
+ROOT = Path(__file__).parents[3]
+MODEL = ("data.path=data/rows.jsonl", "init.hf=models/llama", "model.tokenizer=models/llama")
+AWAY = ("launcher=slurm", "launcher.host=login", "launcher.user=me", "launcher.workdir=/lustre/me")
+CASES = {
+    "slurm_chain": ["launcher.submit=sbatch", "launcher.chain=3", "launcher.time=4:00:00", "launcher.qos=long"],
+    "slurm_pyxis": [
+        "launcher.submit=sbatch",
+        "launcher.image=nvcr.io/nvidia/nemo:25.11",
+        "launcher.mounts=[/lustre/data:/data]",
+        "launcher.fabric=ethernet",
+        "launcher.interface=eth0",
+        "launcher.array=1-4%2",
+        "launcher.exclusive=true",
+    ],
+    "slurm_nemo_run": [
+        "launcher.submit=nemo_run",
+        "launcher.image=nvcr.io/nvidia/nemo:25.11",
+        "launcher.mounts=[/lustre/data:/data]",
+        "launcher.chain=2",
+    ],
+}
+
+
+@pytest.fixture(autouse=True)
+def no_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NeMo-Run's shell reads it, and pytest's stand-in does not let it."""
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_scripts_of_four_nodes_are_the_golden_ones(case, is_golden):
+    nodes = ("experiment=rows_llama31_8b_32k", "trainer.num_nodes=4", "parallel.context=4")
+    text = render(run(*AWAY, *nodes, *MODEL, "launcher.dryrun=true", *CASES[case]))
+
+    scripts, configuration = text.split("\n# /lustre/me/runs/rows_llama31_8b_32k/config.yaml:\n")
+    is_golden(f"{case}.sh", scripts)
+    read = typed(OmegaConf.create(configuration.replace("# ", "")))
+    assert (read.resume, read.launcher.dryrun, read.trainer.num_nodes) == (True, False, 4)
+
+
+@pytest.mark.parametrize("submit", ["sbatch", "nemo_run"])
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_renders_a_script_that_bash_reads(submit, experiment):
+    config = run(*AWAY, f"experiment={experiment}", *MODEL, f"launcher.submit={submit}", "launcher.dryrun=true")
+
+    text = render(config)
+
+    assert subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True).stderr == ""
+    assert f"-m nemo_cdt.launch.node /lustre/me/{config.output}/config.yaml" in text
+
+
+def test_a_dry_run_shows_a_job_whose_data_are_not_there_and_says_so(capsys):
+    wanted = ("launcher=slurm", "experiment=alignment_llama31_70b_128k", "launcher.submit=sbatch")
+
+    launch_job(run(*wanted, "launcher.dryrun=true"))
+
+    shown = capsys.readouterr()
+    assert shown.out.startswith("#!/bin/bash")
+    assert shown.err.startswith("note: as it stands this job would not start: data.path=null")
+    with pytest.raises(ValueError, match=r"data\.path=null"):
+        run(*wanted)
+
+
+def test_a_dry_run_for_a_cluster_elsewhere_needs_nothing_of_it_here(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wanted = ("experiment=rows_llama31_8b_32k", *MODEL, "launcher.submit=sbatch", "launcher.dryrun=true")
+
+    launch_job(run(*AWAY, *wanted))
+
+    shown = capsys.readouterr()
+    assert shown.out.startswith("#!/bin/bash")
+    there = "data.path=data/rows.jsonl init.hf=models/llama model.tokenizer=models/llama"
+    assert shown.err == f"note: not checked here: {there}: the job does\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_value_of_the_environment_is_one_word_whatever_is_in_it(tmp_path):
+    evil = 'a\'b "c" $HOME `id` ; touch pwned'
+    config = run(*AWAY, "launcher.submit=sbatch")
+    config.launcher.env["EVIL"] = evil
+
+    exports = "\n".join(line for line in script(config).splitlines() if line.startswith("export "))
+    done = subprocess.run(["bash"], input=f'{exports}\nprintf %s "$EVIL"', text=True, capture_output=True, cwd=tmp_path)
+
+    assert done.stdout == evil
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_questions_that_do_not_fit_are_refused_before_submission(capsys):
+    short = ("launcher=slurm", "launcher.submit=sbatch", "data.seq_length=512", "trainer.accelerator=cpu")
+    expected = "data.seq_length=512 is too short for the facts: set at least 557"
+
+    launch_job(run(*short, "launcher.dryrun=true"))
+    assert f"note: as it stands this job would not start: {expected}\n" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=expected):
+        launch_job(run(*short))
+
+
+def test_a_dry_run_names_all_that_is_missing_and_what_has_no_effect(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    on_this_login_node = ("launcher=slurm", "experiment=rows_llama31_8b_32k", "launcher.submit=sbatch")
+
+    launch_job(run(*on_this_login_node, *MODEL, "launcher.dryrun=true", "launcher.image=nemo.sqsh"))
+    missing = [line.removeprefix("note: ") for line in capsys.readouterr().err.splitlines()]
+    assert missing == [
+        f"launcher.image={tmp_path}/nemo.sqsh is not on this machine: is it on the nodes?",
+        *(f"as it stands this job would not start: {path} does not exist" for path in MODEL),
+    ]
+
+    launch_job(run(*on_this_login_node, *MODEL, "launcher.dryrun=true", "launcher.mounts=[/a:/b]", "launcher.user=me"))
+    notes = capsys.readouterr().err
+    assert "note: launcher.mounts=['/a:/b'] has no effect without launcher.image\n" in notes
+    assert "note: launcher.user=me has no effect without launcher.host\n" in notes
+
+
+@pytest.mark.parametrize(
+    ("given", "rendered"),
+    [
+        ("nemo.sqsh", "/lustre/me/nemo.sqsh"),
+        ("images/nemo.sqsh", "/lustre/me/images/nemo.sqsh"),
+        ("/images/nemo", "/images/nemo"),
+        ("nvcr.io/nvidia/nemo:25.11", "nvcr.io#nvidia/nemo:25.11"),
+        ("nvcr.io#nvidia/nemo:25.11", "nvcr.io#nvidia/nemo:25.11"),
+        ("localhost:5000/nemo", "localhost:5000#nemo"),
+        ("docker://nvcr.io/nvidia/nemo", "nvcr.io#nvidia/nemo"),
+        ("dockerd://nemo-cdt:1", "dockerd://nemo-cdt:1"),
+        ("nvidia/cuda:13.0", "nvidia/cuda:13.0"),
+        ("ubuntu", "ubuntu"),
+    ],
+)
+@pytest.mark.parametrize("submit", ["sbatch", "nemo_run"])
+def test_an_image_is_a_file_from_the_root_on_or_of_a_registry_as_enroot_has_it(given, rendered, submit):
+    config = run(*AWAY, f"launcher.image='{given}'", f"launcher.submit={submit}", "launcher.dryrun=true")
+
+    assert re.search(rf"--container-image[ =]{re.escape(rendered)}[ ']", render(config))
+
+
+@pytest.mark.parametrize("submit", ["sbatch", "nemo_run"])
+def test_srun_gets_the_cpus_that_the_job_has(submit):
+    config = run(*AWAY, "launcher.cpus_per_task=16", f"launcher.submit={submit}", "launcher.dryrun=true")
+
+    assert re.search(r"^srun .*--cpus-per-task=16", render(config), re.MULTILINE)
+
+
+def test_a_key_that_the_command_line_states_wins_over_the_site_even_where_it_is_none(tmp_path):
+    (tmp_path / "site.yaml").write_text("slurm: {account: a, partition: p, image: /i.sqsh, mounts: [/a:/b], qos: q}")
+    given = ("launcher.image=null", "launcher.mounts=[]", f"launcher.site={tmp_path}/site.yaml", "launcher.dryrun=true")
+    command = [sys.executable, str(ROOT / "recipes/cdt_llama31.py"), "launcher=slurm", "launcher.submit=sbatch", *given]
+
+    done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True)
+
+    assert done.returncode == 0, done.stderr
+    assert "--container" not in done.stdout
+    assert "#SBATCH --qos=q" in done.stdout
+    assert done.stderr == ""
+
+
+def test_logs_are_those_of_the_job_the_runs_own_after_what_nemo_run_echoes():
+    names = ["9.out", "3.out", "12_1.out", "log-a-1f2e.train-1_10_1.out", "sbatch_a-1f2e.train-1_10.out", "10.out.old"]
+
+    told = sorted(filter(None, (_place(f"runs/slurm/{name}", ["12", "10", "3"]) for name in names)))
+
+    expected = ["12_1.out", "sbatch_a-1f2e.train-1_10.out", "log-a-1f2e.train-1_10_1.out", "3.out"]
+    assert [Path(path).name for *_, path in told] == expected
+
+
+def test_a_path_that_nemo_run_would_garble_is_refused():
+    garbled = (*AWAY[:-1], "launcher.workdir=/lustre/nemo_runs", "launcher.dryrun=true")
+
+    with pytest.raises(
+        ValueError, match=r"for /nemo_run into /lustre/nemo_runs/runs/demo/config.yaml: set launcher.sub"
+    ):
+        render(run(*garbled))
+    assert "/lustre/nemo_runs/runs/demo/config.yaml" in render(run(*garbled, "launcher.image=nemo"))
+
+
+# What follows needs the Slurm of Debian's packages, which .ci/run installs.
+
+SMALL = (
+    *("trainer.max_steps=6", "trainer.val_interval=3", "data.validation_samples=4", "trainer.checkpoint_interval=2"),
+    *("data.seq_length=640", "model.hidden_size=64", "model.ffn_hidden_size=128", "model.num_layers=2"),
+    *("optim.warmup_steps=1", "compare_to=null", "report=false", "export.hf=null", "trainer.accelerator=cpu"),
+)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Slurm's environment, and a HOME from which ``ssh login`` reaches it."""
+    if lacking := slurm_lab.missing():
+        pytest.skip(f"a real Slurm needs {', '.join(lacking)}: .ci/run installs it, as root")
+    lab = tmp_path_factory.mktemp("slurm")
+    with slurm_lab.slurm(lab) as env, slurm_lab.login(lab, env, "login") as home:
+        yield env | {"HOME": str(home), "PATH": f"{home}/bin:{env['PATH']}"}
+
+
+@pytest.fixture
+def recipe(cluster: dict[str, str], tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
+    site = {"account": "lab", "partition": "debug", "python": sys.executable, "request_gpus": False}
+    site["setup"] = [f"export PYTHONPATH={ROOT}", "export OMP_NUM_THREADS=1"]
+    (tmp_path / "site.yaml").write_text(json.dumps({"slurm": site}))
+    env = cluster | {"NEMO_CDT_SITE": str(tmp_path / "site.yaml"), "PYTHONPATH": str(ROOT)}
+
+    def start(*overrides: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, str(ROOT / "recipes/cdt_llama31.py"), "launcher=slurm", *SMALL, *overrides]
+        return subprocess.Popen(
+            command,
+            env=env,
+            cwd=tmp_path,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    return start
+
+
+def verb(env: dict[str, str], *arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", "from nemo_cdt.cli import main; raise SystemExit(main())", *arguments]
+    return subprocess.run(command, env=env | {"PYTHONPATH": str(ROOT)}, cwd=cwd, text=True, capture_output=True)
+
+
+def final_weights(output: Path) -> dict[str, bytes]:
+    import torch
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    reader = dcp.FileSystemReader(output / "checkpoints/last/weights")
+    entries = reader.read_metadata().state_dict_metadata
+    found = {k: torch.empty(v.size) for k, v in entries.items() if isinstance(v, TensorStorageMetadata)}
+    dcp.load(found, storage_reader=reader, no_dist=True)
+    return {name: tensor.numpy().tobytes() for name, tensor in found.items()}
+
+
+def test_the_demo_runs_on_two_nodes_and_a_preempted_one_ends_with_the_same_weights(cluster, recipe, tmp_path):
+    """One through NeMo-Run over SSH; one by our script, in a container's options, preempted after a checkpoint."""
+    away = ("launcher.host=login", "launcher.user=root", f"launcher.workdir={tmp_path}/away")
+    plain = recipe("name=plain", "trainer.num_nodes=2", "launcher.submit=nemo_run", *away)
+    out, _ = plain.communicate(timeout=600)
+    assert plain.returncode == 0, out
+    assert "COMPLETED" in out
+
+    (tmp_path / "nemo.sqsh").touch()
+    pyxis = ("launcher.image=nemo.sqsh", "launcher.mounts=[/tmp:/tmp]")
+    preempted = recipe("name=preempted", "trainer.num_nodes=2", "launcher.submit=sbatch", *pyxis)
+    wait_for(tmp_path / "runs/preempted/checkpoints/last", preempted)
+    (identity,) = json.loads((tmp_path / "runs/preempted/job.json").read_text())["ids"]
+    subprocess.run(["scancel", "--signal=TERM", identity], env=cluster, check=True)
+    out, _ = preempted.communicate(timeout=600)
+
+    assert preempted.returncode == 0, out
+    assert re.search(r"stopped by SIGTERM with \d steps saved", out), out
+    assert restarts(cluster, identity) == 1
+    assert final_weights(tmp_path / "runs/preempted") == final_weights(tmp_path / "away/runs/plain")
+
+    shown = verb(cluster, "status", "runs/preempted", cwd=tmp_path)
+    assert (shown.returncode, f"job {identity}: COMPLETED" in shown.stdout) == (0, True)
+    log = verb(cluster, "logs", "runs/plain", cwd=tmp_path).stdout
+    assert "step 6/6" in log
+    assert "validation after step 6/6  loss" in log
+
+
+def test_a_chain_goes_on_where_a_job_was_ended_and_an_array_trains_each_seed(cluster, recipe, tmp_path):
+    chain = recipe("name=chain", "launcher.submit=sbatch", "launcher.chain=4", "launcher.requeues=0")
+    array = recipe("name=array", "launcher.submit=nemo_run", "launcher.array=1-2", "trainer.max_steps=2")
+    wait_for(tmp_path / "runs/chain/checkpoints/last", chain)
+    ids = json.loads((tmp_path / "runs/chain/job.json").read_text())["ids"]
+    subprocess.run(["scancel", "--signal=TERM", ids[0]], env=cluster, check=True)
+    out, _ = chain.communicate(timeout=600)
+
+    assert chain.returncode == 0, out
+    saved = int(re.search(r"stopped by SIGTERM with (\d) steps saved", out)[1])
+    assert steps_of(tmp_path / "runs/chain") == [1, 2, 3, 4, 5, 6]
+    assert saved < 6
+    wait_until_left(cluster, ids)
+    shown = verb(cluster, "status", "runs/chain", cwd=tmp_path).stdout
+    # accounting may know nothing of a job that was cancelled before its turn
+    states = [state_of(identity, shown) or "CANCELLED" for identity in ids]
+    assert states == ["FAILED", "COMPLETED", "CANCELLED", "CANCELLED"]
+    again = verb(cluster, "cancel", "runs/chain", cwd=tmp_path)
+    assert (again.returncode, again.stderr) == (2, "error: runs/chain does not run: its job has ended\n")
+
+    out, _ = array.communicate(timeout=600)
+    assert array.returncode == 0, out
+    weights = [final_weights(tmp_path / f"runs/array/seed={seed}") for seed in (1, 2)]
+    assert weights[0] != weights[1]
+    assert verb(cluster, "status", "runs/array", cwd=tmp_path).stdout.count("COMPLETED") == 2
+
+
+def steps_of(output: Path) -> list[int]:
+    rows = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+    return [row["step"] for row in rows if "loss" in row]
+
+
+def state_of(identity: str, status: str) -> str | None:
+    found = re.search(rf"job {identity}: (\w+)", status)
+    return found and found[1]
+
+
+def wait_until_left(env: dict[str, str], ids: list[str]) -> None:
+    deadline = time.monotonic() + 120
+    while set(ids) & set(
+        subprocess.run(["squeue", "-h", "-o", "%A"], env=env, text=True, capture_output=True).stdout.split()
+    ):
+        assert time.monotonic() < deadline, f"{ids} are still in the queue"
+        time.sleep(0.5)
+
+
+def restarts(env: dict[str, str], identity: str) -> int:
+    shown = subprocess.run(["scontrol", "show", "job", identity], env=env, text=True, capture_output=True).stdout
+    return int(re.search(r"Restarts=(\d+)", shown)[1])
+
+
+def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 600
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"no {path}"
+        time.sleep(0.05)
+
+
+def test_a_mistake_ends_all_jobs_and_a_running_one_keeps_its_output_and_is_cancelled(cluster, recipe, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"question": 3}')
+    bad = ("data=jsonl", "data.path=bad.jsonl", "trainer.val_interval=0", "launcher.chain=3")
+    submits = ("sbatch", "nemo_run")
+    mistaken = [recipe(f"name=by_{submit}", f"launcher.submit={submit}", *bad) for submit in submits]
+    endless = ("name=endless", "trainer.max_steps=100000", "launcher.submit=sbatch", "launcher.chain=2")
+    running = recipe(*endless)
+    wait_for(tmp_path / "runs/endless/job.json", running)
+
+    second = recipe(*endless)
+    out, _ = second.communicate(timeout=600)
+    ids = " ".join(json.loads((tmp_path / "runs/endless/job.json").read_text())["ids"])
+    assert (second.returncode, len(ids.split())) == (2, 2)
+    assert f"error: output=runs/endless is in use by job {ids}: nemo-cdt cancel runs/endless, or set ano" in out
+
+    assert verb(cluster, "cancel", "runs/endless", cwd=tmp_path).returncode == 0
+    out, _ = running.communicate(timeout=600)
+    assert running.returncode == 1, out
+    assert "CANCELLED" in out
+    assert b"endless" not in subprocess.run(["squeue", "-h", "-o", "%j"], env=cluster, capture_output=True).stdout
+
+    for process, submit in zip(mistaken, submits, strict=True):
+        out, _ = process.communicate(timeout=600)
+        assert process.returncode == 1
+        assert out.count("error: bad.jsonl:1: has ['question']; a row needs") == 1, out
+        assert out.count("exit code 2:0") == 1, out
+        assert f"the job of output=runs/by_{submit} ended before its run did, as told above: nothing was saved" in out
+        first, *others = json.loads((tmp_path / f"runs/by_{submit}/job.json").read_text())["ids"]
+        assert restarts(cluster, first) == 0
+        shown = verb(cluster, "status", f"runs/by_{submit}", cwd=tmp_path).stdout
+        # accounting may know nothing of a job that was cancelled before its turn
+        assert {state_of(other, shown) for other in others} <= {"CANCELLED", None}
+
+
+@pytest.mark.parametrize("submit", ["sbatch", "nemo_run"])
+def test_what_slurm_refuses_is_one_line_and_leaves_nothing(submit, recipe, tmp_path):
+    refused = recipe("launcher.partition=nowhere", f"launcher.submit={submit}")
+    out, _ = refused.communicate(timeout=600)
+
+    assert refused.returncode == 2, out
+    assert re.search(r"^error: sbatch failed: .*invalid partition specified: nowhere", out, re.MULTILINE)
+    assert not (tmp_path / "runs/demo").exists()
+
+
+@pytest.mark.parametrize("submit", ["sbatch", "nemo_run"])
+@pytest.mark.parametrize("host", [None, "login"])
+def test_what_slurm_refuses_takes_nothing_of_the_users_with_it(submit, host, recipe, tmp_path):
+    """Here OUTPUT has what no run would write; over SSH, where it cannot be seen before, also a folder for Slurm."""
+    away = ("launcher.host=login", "launcher.user=root", f"launcher.workdir={tmp_path}/away") if host else ()
+    output = Path(tmp_path, "away" if host else "", "runs/a=1")
+    kept = ["notes.txt", *(["slurm/mine.out", "slurm/experiments/mine/x"] if host else [])]
+    for name in kept:
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        (output / name).write_text("mine")
+
+    chosen = ('output="runs/a=1"', "launcher.partition=nowhere", "launcher.chain=2", f"launcher.submit={submit}")
+    refused = recipe(*chosen, *away)
+    out, _ = refused.communicate(timeout=600)
+
+    assert refused.returncode == 2, out
+    assert "invalid partition specified: nowhere" in out
+    assert sorted(str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()) == sorted(kept)
+    assert not (output / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("user", "host", "expected"),
+    [
+        ("root", "nowhere.invalid", "launcher.host=nowhere.invalid cannot be reached"),
+        ("nobody", "login", "launcher.host=login does not let nobody in"),
+    ],
+)
+def test_a_login_node_that_does_not_let_us_in_is_one_line(user, host, expected, recipe, tmp_path):
+    refused = recipe(f"launcher.host={host}", f"launcher.user={user}", f"launcher.workdir={tmp_path}")
+    out, _ = refused.communicate(timeout=600)
+
+    assert refused.returncode == 2, out
+    assert f"error: {expected}" in out, out
+    assert list(tmp_path.iterdir()) == [tmp_path / "site.yaml"]
