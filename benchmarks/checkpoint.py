@@ -14,8 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.measured import ROOT, named, on_gpu
+from nemo_cdt.checkpoint.huggingface import config_of
 from nemo_cdt.data.tokenizer import load_tokenizer
-from nemo_cdt.nemo.huggingface import config_of
 from nemo_cdt.utils.atomic_write import new_folder
 from nemo_cdt.utils.user_errors import reported
 

@@ -133,8 +133,9 @@ def _configured(folder: Path, run: str, seq_length: int, overrides: str, world: 
 
 def _random_weights(config: Config) -> None:
     """Writes the checkpoint that every run starts from."""
-    from nemo_cdt.nemo import distributed
-    from nemo_cdt.nemo.weights import megatron_shapes
+    from nemo_cdt.checkpoint import megatron_writing
+    from nemo_cdt.checkpoint.weights import megatron_shapes
+    from nemo_cdt.nemo.context import write_context
 
     device, dtype = ("cuda", torch.bfloat16) if on_gpu() else ("cpu", torch.float32)
     torch.manual_seed(0)
@@ -142,7 +143,8 @@ def _random_weights(config: Config) -> None:
         name: (torch.ones(shape) if len(shape) == 1 else torch.randn(shape, device=device).cpu() * 0.02).to(dtype)
         for name, shape in megatron_shapes(config.model).items()
     }
-    distributed.write(Path(config.init.nemo or ""), weights, config.model, tokenizer=Path(config.output, "none"))
+    folder, none = Path(config.init.nemo or ""), Path(config.output, "none")
+    megatron_writing.write(folder, weights, config.model, tokenizer=none, write_context=write_context)
 
 
 def _step(config: Config, arrays: Path) -> Row:

@@ -25,7 +25,7 @@ def train(config: Config, mutate: str | None = None) -> dict[str, Any]:
     """Trains ``config``; ``mutate`` names a function of :mod:`tests.mutations` that breaks something first."""
     with cuda_on_cpu():
         from nemo_cdt.nemo import assemble
-        from nemo_cdt.nemo.callback import ContextDenoising
+        from nemo_cdt.nemo.callback import ObjectiveCallback
 
         if mutate:
             from tests import mutations
@@ -36,7 +36,7 @@ def train(config: Config, mutate: str | None = None) -> dict[str, Any]:
         seen = Seen()
         trainer.callbacks.append(seen)
         for callback in trainer.callbacks:
-            if isinstance(callback, ContextDenoising):
+            if isinstance(callback, ObjectiveCallback):
                 callback.observer = functools.partial(seen.detection, trainer)
         trainer.fit(model, data)
         result = {
@@ -136,7 +136,7 @@ class Seen(L.Callback):
                     "tokens": share["tokens"][real, row],
                     "noise": found.noise_SB.numpy()[real, row],
                     "score": found.score_SB.numpy()[real, row],
-                    "delta": found.delta_SBH.float().numpy()[real, row],
+                    "delta": found.shift_SBH.float().numpy()[real, row],
                     "threshold": found.threshold_N.numpy(),
                     "row": first + row,
                 }
@@ -205,8 +205,8 @@ def convert_and_count(source: Path, destination: Path) -> list[str]:
 def fuzz_checkpoint(checkpoint: Path, name: str, count: int) -> dict[str, int]:
     """Reads it, as convert does, with each of ``count`` mutations of one of its files."""
     with cuda_on_cpu():
+        from nemo_cdt.checkpoint import megatron_checkpoint
         from nemo_cdt.checkpoint.verification import verify
-        from nemo_cdt.nemo import distributed
     from tests.fuzzing import both, mutations, outcomes, watched
 
     file = checkpoint / name
@@ -214,7 +214,7 @@ def fuzz_checkpoint(checkpoint: Path, name: str, count: int) -> dict[str, int]:
 
     def read() -> None:
         verify(checkpoint, sums=name == "checksums.json")
-        distributed.read_weights(checkpoint, distributed.read_model(checkpoint))
+        megatron_checkpoint.read_weights(checkpoint, megatron_checkpoint.read_model(checkpoint))
 
     read()  # what it imports is no finding
     damaged = both(json.loads(whole), count) if name.endswith(".json") else mutations(whole, count)

@@ -11,11 +11,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from nemo_cdt import config as c
+from nemo_cdt.checkpoint import huggingface
 from nemo_cdt.cli import main
 from nemo_cdt.data import templates
 from nemo_cdt.data.jsonl import JsonlDocuments
 from nemo_cdt.data.tokenizer import byte_tokenizer
-from nemo_cdt.nemo import huggingface
 from nemo_cdt.nemo.metrics import JsonLinesLogger
 from nemo_cdt.report.run import read_run
 from nemo_cdt.utils.user_errors import reported

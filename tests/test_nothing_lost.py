@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nemo_cdt.exported import MARK
+from nemo_cdt.checkpoint.exported import MARK
 from nemo_cdt.utils.lock import LOCK
 from tests.ranks import started
 

@@ -15,9 +15,9 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from nemo_cdt import pretrained
 from nemo_cdt.analysis import attention
 from nemo_cdt.analysis.attention import Watch
+from nemo_cdt.checkpoint import pretrained
 from nemo_cdt.config import Accelerator, Precision
 from nemo_cdt.data.tokenizer import load_tokenizer
 from nemo_cdt.utils.reading import blamed_on

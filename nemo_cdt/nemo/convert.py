@@ -31,9 +31,10 @@ def convert(source: Path, destination: Path, *, sums: bool = True) -> None:
         raise ValueError(
             f"{source} has no config.json, as a Hugging Face model has, and no weights folder, as a NeMo checkpoint"
         )
-    with new_folder(destination) as folder, _cuda_answered():
+    with new_folder(destination) as folder:
         if from_hf:
-            _import(source, folder)
+            with _cuda_answered():
+                _import(source, folder)
         else:
             _export(source, folder, sums)
 
@@ -48,24 +49,16 @@ def _cuda_answered() -> AbstractContextManager[None]:
 
 
 def _import(source: Path, folder: Path) -> None:
-    from nemo_cdt.nemo import distributed, huggingface
-    from nemo_cdt.nemo.weights import to_megatron
+    from nemo_cdt.checkpoint import huggingface, megatron_writing
+    from nemo_cdt.checkpoint.weights import to_megatron
+    from nemo_cdt.nemo.context import write_context
 
     model = huggingface.read_model(source)
     weights = to_megatron(huggingface.read_weights(source), model, where=source)
-    distributed.write(folder, weights, model, tokenizer=source)
+    megatron_writing.write(folder, weights, model, source, write_context)
 
 
 def _export(source: Path, folder: Path, sums: bool) -> None:
-    from nemo_cdt.checkpoint.verification import verify
-    from nemo_cdt.nemo import distributed, huggingface
-    from nemo_cdt.nemo.merge import base_of, read_merged
-    from nemo_cdt.nemo.weights import to_huggingface
+    from nemo_cdt.checkpoint.convert import export_huggingface
 
-    base = base_of(source)
-    for checkpoint in filter(None, (source, base)):
-        verify(checkpoint, sums=sums)
-    model = distributed.read_model(source, base)
-    weights = read_merged(source, model)
-    huggingface.copy_tokenizer(source / "context/tokenizer", folder)
-    huggingface.save(folder, to_huggingface(weights, model, where=source), model)
+    export_huggingface(source, folder, sums=sums)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from nemo_cdt.checkpoint.exported import ExportError, require_replaceable
 from nemo_cdt.config import Config
-from nemo_cdt.exported import ExportError, require_replaceable
 from nemo_cdt.utils.atomic_write import real
 from nemo_cdt.validation.rules import require
 

@@ -16,11 +16,11 @@ from nemo_cdt.analysis import subject
 from nemo_cdt.analysis.samples import load_samples
 from nemo_cdt.analysis.settings import Samples, Source
 from nemo_cdt.analysis.significance import read_scores
+from nemo_cdt.checkpoint import huggingface
 from nemo_cdt.data import templates
 from nemo_cdt.data.jsonl import JsonlDocuments
 from nemo_cdt.data.preferences import PreferenceDocuments
 from nemo_cdt.data.tokenizer import byte_tokenizer, load_tokenizer
-from nemo_cdt.nemo import huggingface
 from nemo_cdt.prepare.files import find_files, index_of, read_rows
 from nemo_cdt.prepare.settings import Kind
 from nemo_cdt.prepare.write import describe

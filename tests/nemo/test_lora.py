@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from nemo_cdt.checkpoint.merge import base_of
 from nemo_cdt.config import Config, Init, Lora, Parallel
 from nemo_cdt.nemo.convert import convert
-from nemo_cdt.nemo.merge import base_of
 from tests.families import PLAIN
 from tests.jobs import tensors
 from tests.nemo.test_convert import SMALL_RUN, change_context, expected_logits, one_rank, weights, write_llama

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nemo_cdt.checkpoint.exported import MARK, RUN_ID
 from nemo_cdt.config import Config, Export, Parallel, Schedule, save
-from nemo_cdt.exported import MARK, RUN_ID
 from nemo_cdt.utils.cpu import cuda_on_cpu
 from tests import jobs
 from tests.ranks import on_ranks, started

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
+from nemo_cdt.checkpoint import megatron_checkpoint
+from nemo_cdt.checkpoint.weights import Shape, megatron_shapes, require
 from nemo_cdt.config import Model
-from nemo_cdt.nemo import distributed
-from nemo_cdt.nemo.weights import Shape, megatron_shapes, require
 from nemo_cdt.utils.reading import entry, read_json
 
 
@@ -28,21 +28,21 @@ def base_of(checkpoint: Path) -> Path | None:
 
 
 def read_merged(checkpoint: Path, model: Model) -> dict[str, Tensor]:
-    """As :func:`distributed.read_weights`; of a LoRA checkpoint W + alpha / rank * B A, in the precision of W.
+    """As :func:`megatron_checkpoint.read_weights`; of a LoRA checkpoint W + alpha / rank * B A, in the precision of W.
 
     Raises:
         ValueError: also where the adapters are not those of its LoRA on this model, all of them and nothing else.
     """
     base = base_of(checkpoint)
-    weights = distributed.read_weights(base or checkpoint, model)
+    weights = megatron_checkpoint.read_weights(base or checkpoint, model)
     if base:
         _merge(weights, checkpoint, model)
     return weights
 
 
 def _merge(weights: dict[str, Tensor], checkpoint: Path, model: Model) -> None:
-    lora, found = _lora(checkpoint), distributed.read_tensors(checkpoint)
-    targets = [module for module in distributed.LINEAR if module.rpartition(".")[2] in lora["target_modules"]]
+    lora, found = _lora(checkpoint), megatron_checkpoint.read_tensors(checkpoint)
+    targets = [module for module in megatron_checkpoint.LINEAR if module.rpartition(".")[2] in lora["target_modules"]]
     expected = {name: shape for module in targets for name, shape in _shapes(module, lora["dim"], model).items()}
     require({name: tuple(tensor.shape) for name, tensor in found.items()}, expected, checkpoint)
     for module in targets:
@@ -63,7 +63,7 @@ def _shapes(module: str, rank: int, model: Model) -> dict[str, Shape]:
 
 
 def _lora(checkpoint: Path) -> dict[str, Any]:
-    lora = distributed.read_context(checkpoint).get("model_transform") or {}
+    lora = megatron_checkpoint.read_context(checkpoint).get("model_transform") or {}
     if missing := [name for name in ("dim", "alpha", "target_modules") if name not in lora]:
         raise ValueError(f"{checkpoint}: its context/model.yaml has no {missing[0]} of a LoRA in model_transform")
     return dict(lora)

@@ -3,13 +3,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nemo_cdt.config import Model
-from nemo_cdt.nemo.weights import (
+from nemo_cdt.checkpoint.weights import (
     huggingface_shapes,
     megatron_shapes,
     to_huggingface,
     to_megatron,
 )
+from nemo_cdt.config import Model
 
 MODEL = Model(
     num_layers=2, hidden_size=16, ffn_hidden_size=24, num_attention_heads=4, num_query_groups=2, vocab_size=10

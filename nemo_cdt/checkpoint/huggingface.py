@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
+from nemo_cdt.checkpoint.pretrained import INDEX, read_config, require_numbers, weight_files
 from nemo_cdt.config import Family, Model, RopeScaling, RopeType
-from nemo_cdt.pretrained import INDEX, read_config, require_numbers, weight_files
 from nemo_cdt.utils.reading import FileError, blamed_on, entry, read_json
 
 TOKENIZER_FILES = [

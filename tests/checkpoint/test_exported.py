@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_cdt.exported import MARK, ExportError, replacing, require_replaceable
+from nemo_cdt.checkpoint.exported import MARK, ExportError, replacing, require_replaceable
 
 
 def export(folder: Path, output: Path, text: str, then: Callable[[Path], None] = lambda new: None) -> None:

@@ -6,10 +6,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, MistralConfig
 
+from nemo_cdt.checkpoint import huggingface
+from nemo_cdt.checkpoint.weights import huggingface_shapes
 from nemo_cdt.config import Family, Model, RopeScaling, RopeType
 from nemo_cdt.data.tokenizer import byte_tokenizer
-from nemo_cdt.nemo import huggingface
-from nemo_cdt.nemo.weights import huggingface_shapes
 
 MODEL = Model(
     name="hf",

@@ -1,4 +1,4 @@
-"""A NeMo checkpoint folder, without a model: ``weights/`` in Megatron's distributed format, ``context/`` beside it.
+"""Reads a NeMo checkpoint folder: ``weights/`` in Megatron's distributed format, ``context/`` beside it.
 
 The format names weights as Transformer Engine's layers do, whichever layers saved them, keeps those of all layers in
 one tensor [layers, ...], and is independent of the layout (TP, PP, DP) that saved or will load it.
@@ -6,26 +6,20 @@ one tensor [layers, ...], and is independent of the layout (TP, PP, DP) that sav
 
 import pickle
 import re
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from nemo_cdt.checkpoint.architecture import require_possible
-from nemo_cdt.checkpoint.checksums import summed, write_checksums
 from nemo_cdt.checkpoint.unpickling import Reader, read_metadata, weights_only
-from nemo_cdt.config import Config, Family, Model, RopeScaling, RopeType
-from nemo_cdt.nemo.huggingface import copy_tokenizer, has_tokenizer
-from nemo_cdt.nemo.weights import Shape, megatron_shapes, require
+from nemo_cdt.checkpoint.weights import Shape, megatron_shapes, require
+from nemo_cdt.config import Family, Model, RopeScaling, RopeType
 from nemo_cdt.utils.reading import FileError, blamed_on, entry, read_yaml
 
 PREFIX = "module."
@@ -103,7 +97,7 @@ def _model(checkpoint: Path, config: dict[str, Any], saved: Mapping[str, TensorS
 
 
 def read_weights(checkpoint: Path, model: Model) -> dict[str, Tensor]:
-    """Under the names of :mod:`~nemo_cdt.nemo.weights`. No optimizer is read.
+    """Under the names of :mod:`~nemo_cdt.checkpoint.weights`. No optimizer is read.
 
     Raises:
         ValueError: unless the checkpoint holds the model's weights, all of them and nothing else.
@@ -125,21 +119,7 @@ def read_tensors(checkpoint: Path) -> dict[str, Tensor]:
     return stacked
 
 
-def write(checkpoint: Path, weights: Mapping[str, Tensor], model: Model, tokenizer: Path) -> None:
-    """``checkpoint`` as NeMo would save it, without an optimizer; it also loads where Transformer Engine is.
-
-    tokenizer: a folder that may hold a tokenizer.
-    """
-    # The context first: it imports NeMo, whose torch.compile at import fails once a process group was made on a CPU.
-    _write_context(checkpoint / "context", model, tokenizer)
-    (checkpoint / "weights").mkdir()
-    sharded = {name: _sharded(name, tensor, model.num_layers) for name, tensor in weights.items()}
-    with _one_process(), summed() as sums:
-        dist_checkpointing.save(sharded | _extra_states(model), str(checkpoint / "weights"))
-    write_checksums(checkpoint, sums)
-
-
-def _stacked(name: str) -> tuple[str, int | None]:
+def stacked_name(name: str) -> tuple[str, int | None]:
     """The tensor of all layers that holds this one, and the layer."""
     match = re.fullmatch(r"decoder\.layers\.(\d+)\.(.+)", name)
     return (f"decoder.layers.{match[2]}", int(match[1])) if match else (name, None)
@@ -148,59 +128,14 @@ def _stacked(name: str) -> tuple[str, int | None]:
 def _stacked_shapes(model: Model) -> dict[str, Shape]:
     shapes = {}
     for name, shape in megatron_shapes(model).items():
-        key, layer = _stacked(name)
+        key, layer = stacked_name(name)
         shapes[key] = shape if layer is None else (model.num_layers, *shape)
     return shapes
 
 
 def _of_layer(stacked: Mapping[str, Tensor], name: str) -> Tensor:
-    key, layer = _stacked(name)
+    key, layer = stacked_name(name)
     return stacked[key] if layer is None else stacked[key][layer]
-
-
-def _sharded(name: str, tensor: Tensor, layers: int) -> ShardedTensor:
-    key, layer = _stacked(name)
-    if layer is None:
-        return ShardedTensor.from_rank_offsets(PREFIX + key, tensor)
-    return ShardedTensor.from_rank_offsets(PREFIX + key, tensor, (0, layer, layers), prepend_axis_num=1)
-
-
-def _extra_states(model: Model) -> dict[str, ShardedObject]:
-    """Empty ones: what Transformer Engine's modules have without FP8, and refuse to be loaded without."""
-    layers, modules = model.num_layers, LINEAR + (QK_NORMS if model.qk_norm else ())
-    places = [(f"{PREFIX}decoder.layers.{module}", layer, layers) for module in modules for layer in range(layers)]
-    places.append((f"{PREFIX}decoder.final_layernorm", 0, 1))
-    return {
-        f"{module}.{index}": ShardedObject(
-            f"{module}._extra_state", torch.empty(0, dtype=torch.uint8), global_shape=(size,), global_offset=(index,)
-        )
-        for module, index, size in places
-    }
-
-
-@contextmanager
-def _one_process() -> Iterator[None]:
-    """What Megatron's saving asks of torch.distributed, whatever this process will be part of later."""
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def _write_context(context: Path, model: Model, tokenizer: Path) -> None:
-    from nemo.collections.common.tokenizers import AutoTokenizer
-    from nemo.lightning.io.pl import TrainerContext
-
-    from nemo_cdt.nemo.model import CDTModel, nemo_config
-
-    config = nemo_config(Config(model=model), vocab_size=model.vocab_size or 0, on_gpu=torch.cuda.is_available())
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "tokenizer"  # NeMo copies the whole folder, and under its name
-        copy_tokenizer(tokenizer, copy)
-        nemo_tokenizer = AutoTokenizer(str(copy), use_fast=True) if has_tokenizer(copy) else None
-        nemo_model = CDTModel(config, tokenizer=nemo_tokenizer)
-        TrainerContext(model=nemo_model, trainer=None, extra={}).io_dump(context, yaml_attrs=["model"])
 
 
 def _saved(checkpoint: Path) -> dict[str, TensorStorageMetadata]:
