@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.measured import ROOT, Row, attempted, on_gpu, shape
 from nemo_cdt.config import Config, typed
-from nemo_cdt.overrides import explain
+from nemo_cdt.config.errors import explain
 from nemo_cdt.utils.user_errors import fail
 from nemo_cdt.validation import validate
 

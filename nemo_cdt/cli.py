@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_cdt.analysis.measures import Measure
-from nemo_cdt.keys import KeysHelp
+from nemo_cdt.config.help import KeysHelp
 from nemo_cdt.utils.user_errors import reported
 
 

@@ -12,13 +12,13 @@ from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedTokenizerFast
 
 from nemo_cdt.config import Data, typed
+from nemo_cdt.config.errors import explain
 from nemo_cdt.data.documents import IGNORE, Document, Documents, TokenType
 from nemo_cdt.data.jsonl import JsonlDocuments
 from nemo_cdt.data.multihop import MultihopDocuments
 from nemo_cdt.data.order import Shuffled
 from nemo_cdt.data.rows import PackedRows
 from nemo_cdt.data.tokenizer import load_tokenizer, token_texts
-from nemo_cdt.overrides import explain
 from nemo_cdt.prepared import read_summary, require_there
 from nemo_cdt.utils.enums import StrEnum
 from nemo_cdt.utils.reading import encoded

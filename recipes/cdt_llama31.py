@@ -19,10 +19,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_cdt.config import Config, typed
+from nemo_cdt.config.errors import explain
 from nemo_cdt.launch import launch
 from nemo_cdt.launch.jobs import require_idle
 from nemo_cdt.launch.site import site_file, with_site
-from nemo_cdt.overrides import explain
 from nemo_cdt.utils.user_errors import fail, reported
 from nemo_cdt.validation import validate
 

@@ -8,7 +8,7 @@ import pytest
 from nemo_cdt.analysis.settings import Settings
 from nemo_cdt.cli import main
 from nemo_cdt.config import walk
-from nemo_cdt.keys import described
+from nemo_cdt.config.help import described
 from nemo_cdt.prepare.settings import Prepare
 
 HEAVY = {"torch", "nemo", "megatron", "transformers", "nemo_run"}

@@ -7,10 +7,10 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_cdt.config import Config, Lora, LoraTarget, typed
+from nemo_cdt.config.errors import explain
 from nemo_cdt.data.tokenizer import load_tokenizer
 from nemo_cdt.describe import describe
 from nemo_cdt.launch.site import with_site
-from nemo_cdt.overrides import explain
 from nemo_cdt.validation import validate
 from tests.runs import write_stub_of_prepared
 

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 from nemo_cdt.cli import main
 from nemo_cdt.config import Config, typed, walk
+from nemo_cdt.config.launcher import Launcher
 from nemo_cdt.data.tokenizer import load_tokenizer
-from nemo_cdt.launcher import Launcher
 from nemo_cdt.prepare.request import read
 from nemo_cdt.validation import validate
 from tests.runs import write_stub_of_prepared

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nemo_cdt.analysis.measures import Measure
 from nemo_cdt.config import Accelerator, Precision
-from nemo_cdt.overrides import explain
+from nemo_cdt.config.errors import explain
 from nemo_cdt.utils.enums import StrEnum
 
 

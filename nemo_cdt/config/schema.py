@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Optional
 
+from nemo_cdt.config.launcher import Launcher
 from nemo_cdt.config.objective import Objective, ObjectiveName
-from nemo_cdt.launcher import Launcher
 from nemo_cdt.utils.enums import StrEnum
 
 PROFILED_STEP = 4

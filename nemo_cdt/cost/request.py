@@ -12,8 +12,8 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_cdt.config import Config, typed
+from nemo_cdt.config.errors import explain
 from nemo_cdt.cost.cluster import Planned
-from nemo_cdt.overrides import explain
 from nemo_cdt.validation import validate_values
 
 CONF = Path(__file__).parents[2] / "conf"

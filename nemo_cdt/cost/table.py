@@ -6,13 +6,13 @@ from dataclasses import asdict
 from typing import Any
 
 from nemo_cdt.config import FP8, Config, DataName
+from nemo_cdt.config.launcher import LauncherName
 from nemo_cdt.cost import flops
 from nemo_cdt.cost.cluster import Cluster
 from nemo_cdt.cost.memory import GIB
 from nemo_cdt.cost.plan import Plan
 from nemo_cdt.cost.request import Request
 from nemo_cdt.cost.steptime import mfu, tokens_per_second
-from nemo_cdt.launcher import LauncherName
 
 SHOWN = 16
 PARTS = ("parameters", "gradients", "optimizer", "activations", "deltas", "head", "layer", "runtime", "total")

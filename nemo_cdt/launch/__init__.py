@@ -1,7 +1,7 @@
 """From a run's configuration to processes that train it."""
 
 from nemo_cdt.config import Config
-from nemo_cdt.launcher import LauncherName
+from nemo_cdt.config.launcher import LauncherName
 
 
 def launch(config: Config) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Protocol
 
 from nemo_cdt.config import Config, DataName
+from nemo_cdt.config.launcher import Launcher, LauncherName
 from nemo_cdt.launch.remembered import JOB, Job, recall, remember
 from nemo_cdt.launch.slurm import parts as slurm
-from nemo_cdt.launcher import Launcher, LauncherName
 from nemo_cdt.nemo.console import PYNVML
 from nemo_cdt.validation import inputs, require_sources
 

@@ -4,7 +4,7 @@ import hashlib
 import re
 
 from nemo_cdt.config import Accelerator, Config
-from nemo_cdt.launcher import Fabric
+from nemo_cdt.config.launcher import Fabric
 
 
 def job_name(config: Config) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from nemo_cdt.launcher import Launcher, LauncherName
+from nemo_cdt.config.launcher import Launcher, LauncherName
 from nemo_cdt.utils.atomic_write import atomic_write
 from nemo_cdt.utils.reading import blamed_on, entry, read_json
 from nemo_cdt.validation import check_launcher

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_cdt.config import Config
-from nemo_cdt.launcher import Launcher, LauncherName, keys_of
+from nemo_cdt.config.launcher import Launcher, LauncherName, keys_of
 from nemo_cdt.utils.reading import FileError, blamed_on, read_yaml
 
 OURS = {"name", "site", "dryrun", "follow", "max_restarts"}

@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_cdt.config import typed
-from nemo_cdt.overrides import explain
+from nemo_cdt.config.errors import explain
 from nemo_cdt.prepare.settings import SCHEMAS, Kind, Settings, Source, prefix, sources
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -4,7 +4,7 @@ import re
 from dataclasses import fields
 from typing import Any
 
-from nemo_cdt.launcher import KUBERNETES, SLURM, SQUASHED, JobKind, Launcher, LauncherName, keys_of
+from nemo_cdt.config.launcher import KUBERNETES, SLURM, SQUASHED, JobKind, Launcher, LauncherName, keys_of
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 """And half a surrogate, which no terminal and no file takes."""

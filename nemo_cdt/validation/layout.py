@@ -3,7 +3,7 @@
 import math
 
 from nemo_cdt.config import Config, ContextComm, DataName, Model, Parallel
-from nemo_cdt.launcher import LauncherName
+from nemo_cdt.config.launcher import LauncherName
 from nemo_cdt.validation.memory import check_fp8, check_memory, check_profile
 from nemo_cdt.validation.rules import listed, nearest, require, yaml
 

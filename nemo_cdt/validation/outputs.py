@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from nemo_cdt.config import Config
-from nemo_cdt.resumption import earlier_attempt, require_same_run
+from nemo_cdt.config.resumption import earlier_attempt, require_same_run
 from nemo_cdt.validation.places import check_apart, check_export
 from nemo_cdt.validation.rules import require
 

@@ -17,12 +17,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from nemo_cdt.config import Config, save
+from nemo_cdt.config.launcher import Launcher, LauncherName
 from nemo_cdt.launch.jobs import cancel, logs, status
 from nemo_cdt.launch.remembered import JOB, Job, recall, remember
 from nemo_cdt.launch.site import with_site
 from nemo_cdt.launch.slurm import cluster as slurm_jobs
 from nemo_cdt.launch.slurm import nemo_run as slurm_nemo_run
-from nemo_cdt.launcher import Launcher, LauncherName
 from tests.fuzzing import both, mutations, outcomes, watched
 
 SLURM = Launcher(name=LauncherName.slurm, account="lab", partition="debug", env={"A": "b"}, setup=["x=${HOME}"])

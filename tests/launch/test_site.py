@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from nemo_cdt.config import Config
+from nemo_cdt.config.launcher import Launcher, LauncherName
 from nemo_cdt.launch.site import with_site
-from nemo_cdt.launcher import Launcher, LauncherName
 from nemo_cdt.validation import validate
 from nemo_cdt.validation.jobs import seconds
 from tests.launch.composed import SITE, run

@@ -6,10 +6,10 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from nemo_cdt.config import Config
+from nemo_cdt.config.launcher import JobKind, Launcher
 from nemo_cdt.launch.jobs import State
 from nemo_cdt.launch.kubernetes.manifests import Manifest, manifests
 from nemo_cdt.launch.remembered import Job
-from nemo_cdt.launcher import JobKind, Launcher
 
 RESOURCES = {
     JobKind.job: ("batch", "v1", "jobs"),

@@ -13,9 +13,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from nemo_cdt.config import Config
+from nemo_cdt.config.launcher import JobKind, TrainJobPatch
 from nemo_cdt.launch.names import environment, gpus, job_name
 from nemo_cdt.launch.node.run import PORT
-from nemo_cdt.launcher import JobKind, TrainJobPatch
 
 Manifest = dict[str, Any]
 CONFIG = PurePosixPath("/etc/nemo_cdt/config.yaml")

@@ -19,10 +19,10 @@ import torch
 from torch import distributed
 
 from nemo_cdt.config import Accelerator, Config, load, save
+from nemo_cdt.config.launcher import Launcher
+from nemo_cdt.config.resumption import earlier_attempt, require_same_run
 from nemo_cdt.doctor import training_blockers
-from nemo_cdt.launcher import Launcher
 from nemo_cdt.nemo.versions import versions
-from nemo_cdt.resumption import earlier_attempt, require_same_run
 from nemo_cdt.validation import check_files, check_places, check_unused
 
 TIMEOUT = timedelta(minutes=5)

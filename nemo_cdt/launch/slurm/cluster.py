@@ -7,12 +7,12 @@ import tempfile
 from pathlib import Path
 
 from nemo_cdt.config import Config, save
+from nemo_cdt.config.launcher import Launcher, Submit
 from nemo_cdt.launch.jobs import State
 from nemo_cdt.launch.local.run import nemo_run_home
 from nemo_cdt.launch.remembered import Job
 from nemo_cdt.launch.slurm import nemo_run as slurm_nemo_run
 from nemo_cdt.launch.slurm import parts as slurm
-from nemo_cdt.launcher import Launcher, Submit
 
 FIELDS = "JobID,State,Reason,ExitCode,Elapsed,NodeList"
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_cdt.config import Config
+from nemo_cdt.config.launcher import Launcher
 from nemo_cdt.launch.names import job_name
 from nemo_cdt.launch.slurm import parts as slurm
-from nemo_cdt.launcher import Launcher
 
 if TYPE_CHECKING:
     from nemo_run import Experiment, LocalTunnel, SlurmExecutor, SSHTunnel

@@ -16,8 +16,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from omegaconf import OmegaConf
 
 from nemo_cdt.config import Config
+from nemo_cdt.config.launcher import SQUASHED, Submit
 from nemo_cdt.launch.names import environment, gpus, job_name
-from nemo_cdt.launcher import SQUASHED, Submit
 
 
 def render(config: Config) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from nemo_cdt.config.launcher import Launcher
 from nemo_cdt.launch.jobs import cancel, logs, recall, status
-from nemo_cdt.launcher import Launcher
 from tests.launch.local.test_run import ended, launch  # noqa: F401
 
 

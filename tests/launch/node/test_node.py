@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from nemo_cdt.config import Accelerator, Config, Export, load, save
+from nemo_cdt.config.launcher import Launcher, LauncherName
 from nemo_cdt.launch.node.run import Place, of_array_task
-from nemo_cdt.launcher import Launcher, LauncherName
 from nemo_cdt.utils.lock import held
 from nemo_cdt.validation import validate_layout
 from tests.launch.composed import run

@@ -4,7 +4,8 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_cdt.config import Config, load, walk
+from nemo_cdt.config.files import load
+from nemo_cdt.config.schema import Config, walk
 
 MAY_CHANGE = {
     "name",

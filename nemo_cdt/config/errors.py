@@ -6,7 +6,7 @@ from typing import Any
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from nemo_cdt.config import Config, walk
+from nemo_cdt.config.schema import Config, walk
 
 GROUPS_WITHOUT_KEYS = ["experiment"]
 QUOTED = """a value with spaces or signs is quoted for the shell and for Hydra, as 'data.path="my rows.jsonl"'"""
