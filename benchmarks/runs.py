@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measured import ROOT, Row, attempted, on_gpu, shape
-from nemo_cdt.config import Config, typed
-from nemo_cdt.config.errors import explain
+from nemo_cdt.config import Config
+from nemo_cdt.config.compose import compose
 from nemo_cdt.utils.user_errors import fail
 from nemo_cdt.validation import validate
 
@@ -55,17 +55,7 @@ def composed(overrides: list[str]) -> Config:
     Raises:
         ValueError: for one that is none.
     """
-    from hydra import compose, initialize_config_dir
-    from hydra.core.config_store import ConfigStore
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    ConfigStore.instance().store(name="schema", node=Config)
-    try:
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            config = typed(compose("config", overrides=overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(explain(error)) from error
+    config = compose(overrides)
     validate(config)
     return config
 

@@ -1,4 +1,4 @@
-"""The console script ``nemo-cdt``: everything that is not a training run. A verb imports what it needs, when run."""
+"""The console script ``nemo-cdt``. A verb imports what it needs, when run."""
 
 import argparse
 import shlex
@@ -15,7 +15,10 @@ from nemo_cdt.utils.user_errors import reported
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parsed = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else [*arguments]
+    if words[:1] == ["train"]:
+        return _train(words[1:])  # before argparse, which would take Hydra's flags for its own
+    parsed = _parser().parse_args(words)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may be no text
     with reported():
@@ -27,8 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="nemo-cdt", description="Around training runs of recipes/cdt_llama31.py.")
+    parser = argparse.ArgumentParser(prog="nemo-cdt", description="Context Denoising Training, and what is around it.")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    verbs.add_parser("train", help="compose a run from conf/ and KEY=VALUE, and train it; nemo-cdt train --help")
 
     doctor = verbs.add_parser("doctor", help="say what is installed, what does not fit, and what to do about it")
     doctor.set_defaults(verb=_doctor)
@@ -103,6 +108,13 @@ def _parser() -> argparse.ArgumentParser:
         if name == "logs":
             verb.add_argument("-f", "--follow", action="store_true", help="until the job ends")
     return parser
+
+
+def _train(words: Sequence[str]) -> int:
+    from nemo_cdt.train import main
+
+    main(words, "nemo-cdt train")
+    return 0
 
 
 def _doctor(_: argparse.Namespace) -> int:

@@ -4,15 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Optional, cast
+from typing import Optional
 
 import numpy as np
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedTokenizerFast
 
-from nemo_cdt.config import Data, typed
-from nemo_cdt.config.errors import explain
+from nemo_cdt.config import Data
+from nemo_cdt.config.compose import compose_settings
 from nemo_cdt.data.documents import IGNORE, Document, Documents, TokenType
 from nemo_cdt.data.jsonl import JsonlDocuments
 from nemo_cdt.data.multihop import MultihopDocuments
@@ -68,13 +66,10 @@ def inspect(data: str, overrides: Sequence[str], *, coloured: bool) -> Iterator[
 
 def _read(overrides: Sequence[str]) -> Inspection:
     listed = [f"rows=[{o.removeprefix('rows=').strip('[]')}]" if o.startswith("rows=") else o for o in overrides]
-    try:
-        unknown = [override for override in listed if "=" not in override]
-        if unknown:
-            raise ValueError(f"{unknown[0]} is no KEY=VALUE")
-        return cast(Inspection, typed(OmegaConf.from_dotlist(listed), cast(type, Inspection)))
-    except OmegaConfBaseException as error:
-        raise ValueError(explain(error, cast(type, Inspection)())) from error
+    unknown = [override for override in listed if "=" not in override]
+    if unknown:
+        raise ValueError(f"{unknown[0]} is no KEY=VALUE")
+    return compose_settings(Inspection, listed)
 
 
 def _load(data: str, asked: Inspection) -> tuple[Documents, PreTrainedTokenizerFast]:

@@ -1,31 +1,25 @@
 """Experiments of conf/experiment: each fits the GPUs it names, under any objective, and its NeMo objects are built."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from nemo_cdt.config import Config, DataName, ObjectiveName, save, typed
+from nemo_cdt.config import Config, DataName, ObjectiveName, save
+from nemo_cdt.config.compose import compose, conf_dir, options
 from nemo_cdt.cost.cluster import Cluster
 from nemo_cdt.cost.memory import GIB, detection_recompute, peak
 from nemo_cdt.validation import validate_values
 from tests import jobs
 from tests.ranks import on_ranks
 
-CONF = Path(__file__).parents[1] / "conf"
-EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+EXPERIMENTS = options("experiment")
 PAPER = [name for name in EXPERIMENTS if name not in ("demo", "rows_llama31_8b_32k", "effect")]
-H100 = Cluster(**OmegaConf.load(CONF / "cluster/h100.yaml"), gpus=8)
+H100 = Cluster(**OmegaConf.load(conf_dir() / "cluster/h100.yaml"), gpus=8)
 
 
 def composed(experiment: str, *overrides: str) -> Config:
-    ConfigStore.instance().store(name="schema", node=Config)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        given = ("data.path=data", "init.hf=model", f"experiment={experiment}", *overrides)
-        return typed(compose("config", list(given)))
+    return compose(["data.path=data", "init.hf=model", f"experiment={experiment}", *overrides])
 
 
 @pytest.mark.parametrize("name", PAPER)

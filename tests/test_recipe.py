@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 RECIPE = Path(__file__).parents[1] / "recipes/cdt_llama31.py"
+VERB = [sys.executable, "-c", "import sys; from nemo_cdt.cli import main; sys.exit(main())", "train"]
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +39,39 @@ def test_a_mistake_is_one_line_and_exit_code_2_and_leaves_nothing(tmp_path, argu
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_mistake_costs_no_import_of_torch():
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--cfg", "job", "--resolve", "name=mine", "objective.beta=3"],
+        ["trainer.max_step=5"],
+        ["-m", "objective.beta=0,1", "output=all", "trainer.global_batch_size=0"],
+        ["-m", "objective.beta=0,1", "model=huge"],
+        ["--nosuch"],
+        ["output=a b", "trainer.max_steps=five"],
+    ],
+    ids=" ".join,
+)
+def test_the_recipe_is_the_verb_train_as_a_script(arguments):
+    script, verb = recipe(*arguments), subprocess.run([*VERB, *arguments], capture_output=True, text=True)
+
+    usage = script.stderr.replace("cdt_llama31.py", "nemo-cdt train")
+    assert (verb.returncode, verb.stdout) == (script.returncode, script.stdout)
+    assert verb.stderr.split() == usage.split()
+
+
+@pytest.mark.parametrize("command", ["recipe", "verb"])
+def test_a_mistake_costs_no_import_of_torch(command):
+    run = {
+        "recipe": f"runpy.run_path({str(RECIPE)!r}, run_name='__main__')",
+        "verb": "cli.main(['train', *sys.argv[1:]])",
+    }[command]
     code = f"""
 import runpy, sys
+from nemo_cdt import cli
 sys.argv = ["recipe", "trainer.global_batch_size=0"]
 try:
-    runpy.run_path({str(RECIPE)!r}, run_name="__main__")
+    {run}
 except SystemExit as exit:
     print(exit.code, *sys.modules)
 """

@@ -3,17 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional, cast
-
-from hydra import compose, initialize
-from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from typing import Optional
 
 from nemo_cdt.analysis.measures import Measure
 from nemo_cdt.config import Accelerator, Precision
-from nemo_cdt.config.errors import explain
+from nemo_cdt.config.compose import compose_settings
 from nemo_cdt.utils.enums import StrEnum
 
 
@@ -99,18 +93,10 @@ def read(measure: Measure, arguments: Sequence[str]) -> Settings:
         ValueError: for what is no setting, or cannot be, in one line.
     """
     overrides = [f"data.name={a[5:]}" if a.startswith("data=") else a for a in arguments]
-    ConfigStore.instance().store(name="analysis", node=Settings)
-    try:
-        with initialize(config_path=None, version_base="1.3"):
-            # As in the recipe, `+key=value` must not add a key.
-            values = OmegaConf.to_container(compose("analysis", overrides), resolve=True)
-            settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), values))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(explain(error, Settings())) from error
-    checked = cast(Settings, settings)
-    for mistake in _mistakes(measure, checked):
+    settings = compose_settings(Settings, overrides)
+    for mistake in _mistakes(measure, settings):
         raise ValueError(mistake)
-    return checked
+    return settings
 
 
 def _mistakes(measure: Measure, settings: Settings) -> Iterator[str]:

@@ -4,19 +4,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
-from nemo_cdt.config import Config, typed
-from nemo_cdt.config.errors import explain
+from nemo_cdt.config.compose import compose
 from nemo_cdt.cost.cluster import Planned
 from nemo_cdt.validation import validate_values
 
-CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENT, GPU = "experiment=rows_llama31_8b_32k", "h100"
 """Where none is named."""
 
@@ -69,12 +61,4 @@ def _check(config: Planned, output: str | None) -> None:
 
 def compose_planned(overrides: list[str]) -> Planned:
     """The recipe's configuration for these overrides, and the cluster that ``+cluster=`` names."""
-    store = ConfigStore.instance()
-    store.store(name="schema", node=Planned)
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return cast(Planned, typed(compose("config", overrides), Planned))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(explain(error, Planned())) from error
-    finally:
-        store.store(name="schema", node=Config)
+    return compose(overrides, Planned)

@@ -6,16 +6,8 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, cast
 
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
-from nemo_cdt.config import typed
-from nemo_cdt.config.errors import explain
+from nemo_cdt.config.compose import compose_settings
 from nemo_cdt.prepare.settings import SCHEMAS, Kind, Settings, Source, prefix, sources
-
-CONF = Path(__file__).parents[2] / "conf"
 
 
 def read(name: str, overrides: Sequence[str]) -> Settings:
@@ -33,13 +25,7 @@ def read(name: str, overrides: Sequence[str]) -> Settings:
 
 def compose_prepare(name: str, overrides: list[str]) -> Settings:
     schema: Any = SCHEMAS[name]
-    ConfigStore.instance().store(name="prepare_schema", node=schema)
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = compose("prepare_schema", [f"+prepare@_global_={name}", *overrides])
-            return cast(Settings, typed(composed, schema))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(explain(error, schema())) from error
+    return cast(Settings, compose_settings(schema, overrides, option=f"prepare/{name}"))
 
 
 def _require(condition: bool, message: str) -> None:

@@ -1,17 +1,14 @@
 """Models as conf/ has them."""
 
-from pathlib import Path
-
 from omegaconf import OmegaConf
 
 from nemo_cdt.config import Model
-
-CONF = Path(__file__).parents[2] / "conf"
+from nemo_cdt.config.compose import conf_dir
 
 
 def model(name: str) -> Model:
     return OmegaConf.to_object(
-        OmegaConf.merge(OmegaConf.structured(Model), OmegaConf.load(CONF / f"model/{name}.yaml"))
+        OmegaConf.merge(OmegaConf.structured(Model), OmegaConf.load(conf_dir() / f"model/{name}.yaml"))
     )
 
 

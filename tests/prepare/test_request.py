@@ -1,10 +1,11 @@
 import pytest
 
-from nemo_cdt.prepare.request import CONF, compose_prepare, read
+from nemo_cdt.config.compose import options
+from nemo_cdt.prepare.request import compose_prepare, read
 from nemo_cdt.prepare.settings import SCHEMAS, sources
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "prepare").glob("*.yaml")))
+@pytest.mark.parametrize("name", options("prepare"))
 def test_every_file_composes_and_is_valid(name, tmp_path):
     settings = compose_prepare(name, [])
     prefixes = sources(name, settings)
@@ -14,7 +15,7 @@ def test_every_file_composes_and_is_valid(name, tmp_path):
 
 
 def test_the_sets_are_the_files():
-    assert {path.stem for path in (CONF / "prepare").glob("*.yaml")} == {*SCHEMAS}
+    assert {*options("prepare")} == {*SCHEMAS}
 
 
 def test_the_papers_numbers():

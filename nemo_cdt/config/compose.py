@@ -1,0 +1,89 @@
+"""The one way from overrides to a typed configuration. All of them are in Hydra's grammar."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from nemo_cdt.config.errors import explain
+from nemo_cdt.config.files import typed
+from nemo_cdt.config.schema import Config
+
+S = TypeVar("S")
+PACKAGE = Path(__file__).parents[1]
+
+
+def conf_dir() -> Path:
+    """``conf/``: the package's copy where a wheel brought one, else that of the checkout."""
+    packaged = PACKAGE / "conf"
+    return packaged if packaged.is_dir() else PACKAGE.parent / "conf"
+
+
+def options(group: str) -> list[str]:
+    """The names that ``group=`` takes."""
+    return sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
+
+
+def register(schema: type[Any] = Config) -> None:
+    """Makes ``schema`` the one that conf/config.yaml names first, in this process."""
+    ConfigStore.instance().store(name="schema", node=schema)
+
+
+def compose(overrides: Sequence[str], schema: type[S] = Config) -> S:  # type: ignore[assignment]
+    """A run as ``nemo-cdt train`` composes it from ``conf/``. It is not yet validated.
+
+    Args:
+        overrides: ``GROUP=OPTION`` and ``KEY=VALUE``, as on the command line.
+        schema: :class:`Config`, or what inherits from it.
+
+    Raises:
+        ValueError: for what cannot be composed, in one line.
+    """
+    register(schema)
+    try:
+        with _one_line(schema), hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return _typed(hydra.compose("config", list(overrides)), schema)
+    finally:
+        register()
+
+
+def compose_settings(schema: type[S], overrides: Sequence[str], option: str | None = None) -> S:
+    """A command's own few keys, from their defaults and ``KEY=VALUE``.
+
+    Args:
+        schema: a dataclass with a default for each key.
+        overrides: as on the command line.
+        option: ``GROUP/NAME``, a file of ``conf/`` whose values go before the overrides.
+
+    Raises:
+        ValueError: for what cannot be composed, in one line.
+    """
+    ConfigStore.instance().store(name="settings", node=schema)
+    # Without an option conf/ stays out of sight: a key such as `model` would be taken for the group of that name.
+    group, _, name = (option or "").partition("/")
+    begin = hydra.initialize_config_dir(str(conf_dir()), version_base="1.3") if option else _without_conf()
+    values = [f"+{group}@_global_={name}"] if option else []
+    with _one_line(schema), begin:
+        return _typed(hydra.compose("settings", [*values, *overrides]), schema)
+
+
+def _without_conf() -> Any:
+    return hydra.initialize(config_path=None, version_base="1.3")
+
+
+def _typed(composed: DictConfig, schema: type[S]) -> S:
+    return cast(S, typed(composed, cast(Any, schema)))
+
+
+@contextmanager
+def _one_line(schema: type[Any]) -> Iterator[None]:
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(explain(error, schema())) from error

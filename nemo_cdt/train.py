@@ -1,0 +1,86 @@
+"""``nemo-cdt train``: compose ``conf/``, validate, launch. ``recipes/cdt_llama31.py`` is the same as a script."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import version
+from hydra._internal.utils import _run_hydra, get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from nemo_cdt.config import Config, typed
+from nemo_cdt.config.compose import conf_dir, register
+from nemo_cdt.config.errors import explain
+from nemo_cdt.launch import launch
+from nemo_cdt.launch.jobs import require_idle
+from nemo_cdt.launch.site import site_file, with_site
+from nemo_cdt.utils.user_errors import fail, reported
+from nemo_cdt.validation import validate
+
+SAME_IN_ALL = {"name", "output", "resume"}
+"""Keys of a sweep that are in no point's name."""
+
+
+def main(arguments: Sequence[str], program: str) -> None:
+    """Trains what the command line asks for.
+
+    Args:
+        arguments: ``GROUP=OPTION``, ``KEY=VALUE`` and Hydra's flags.
+        program: what the usage calls it.
+
+    Raises:
+        SystemExit: with 2 and one line for a mistake, with another code where training failed.
+    """
+    # Without it Hydra prints an error of several lines and exits with 1; with it the exception arrives here.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    register()
+    # What @hydra.main does, which reads sys.argv and would take the verb for an override.
+    version.setbase("1.3")
+    parser = get_args_parser()
+    parser.prog = program
+    args = parser.parse_args(arguments)
+    if args.config_path is not None and "://" not in args.config_path:
+        args.config_path = os.path.abspath(args.config_path)  # Hydra's would begin in the folder of this file
+    try:
+        _run_hydra(args, parser, lambda composed: _train(composed, args.overrides), str(conf_dir()), "config")
+    except (HydraException, OmegaConfBaseException) as error:
+        fail(explain(error))
+
+
+def _train(composed: DictConfig, given: Sequence[str]) -> None:
+    with reported():
+        config = with_site(_config(composed, given), _stated())
+        if not config.launcher.dryrun:
+            require_idle(config.output)
+        validate(config, site=str(site_file(config)))
+        launch(config)
+
+
+def _config(composed: DictConfig, given: Sequence[str]) -> Config:
+    """The run that was composed. Each point of a sweep has a folder of its own in OUTPUT, named by what is swept."""
+    try:
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            composed.output = str(Path(composed.output, _point(given, HydraConfig.get().overrides.task)))
+            composed.launcher.follow = composed.launcher.follow and composed.launcher.name == "local"
+        return typed(composed)
+    except OmegaConfBaseException as error:
+        fail(explain(error))
+
+
+def _stated() -> set[str]:
+    """The keys of ``launcher`` that the command line has."""
+    words = OverridesParser.create().parse_overrides([*HydraConfig.get().overrides.task])
+    return {word.key_or_group.removeprefix("launcher.") for word in words if word.key_or_group.startswith("launcher.")}
+
+
+def _point(given: Sequence[str], task: Sequence[str]) -> str:
+    """A point of a sweep by what sets it apart from the others, in no order of the command line's."""
+    parser = OverridesParser.create()
+    swept = {o.key_or_group for o in parser.parse_overrides([*given]) if o.is_sweep_override()} - SAME_IN_ALL
+    apart = (o.input_line or "" for o in parser.parse_overrides([*task]) if o.key_or_group in swept)
+    return ",".join(sorted(apart)).replace("/", "_") or "point"
