@@ -3,43 +3,20 @@
 import sys
 import time
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from nemo_cdt.config import Config, DataName
 from nemo_cdt.config.launcher import Launcher, LauncherName
-from nemo_cdt.launch.remembered import JOB, Job, recall, remember
-from nemo_cdt.launch.slurm import parts as slurm
-from nemo_cdt.nemo.console import PYNVML
+from nemo_cdt.launch.job import Cluster, Job
+from nemo_cdt.launch.kubernetes.manifests import render as render_manifests
+from nemo_cdt.launch.remembered import JOB, recall, remember
+from nemo_cdt.launch.slurm.parts import image as slurm_image
+from nemo_cdt.launch.slurm.render import render as render_slurm
+from nemo_cdt.utils.noise import PYNVML
 from nemo_cdt.validation import inputs, require_sources
 
 POLL = 5.0
 """Seconds between two looks at a job."""
-
-
-@dataclass(frozen=True)
-class State:
-    """``lines`` for people, told again when ``phase`` changes; ``ended`` and ``succeeded`` of the run as a whole.
-
-    ``saved``: of one that ended and did not succeed, what is left of it.
-    """
-
-    lines: list[str]
-    phase: str
-    ended: bool
-    succeeded: bool
-    saved: str = ""
-
-
-class Cluster(Protocol):
-    """What runs jobs. It remembers how much of a log it has given."""
-
-    def submit(self, config: Config) -> list[str]: ...
-    def is_alive(self, job: Job) -> bool: ...
-    def state(self, job: Job) -> State: ...
-    def new_log(self, job: Job) -> str: ...
-    def cancel(self, job: Job) -> None: ...
 
 
 def cluster_of(launcher: Launcher) -> Cluster:
@@ -89,7 +66,7 @@ def notes(config: Config) -> list[str]:
     ]
     if launcher.elsewhere and there:
         found.append(f"not checked here: {' '.join(f'{k}={v}' for k, v in there.items())}: the job does")
-    image = slurm.image(config) if launcher.name is LauncherName.slurm else None
+    image = slurm_image(config) if launcher.name is LauncherName.slurm else None
     if image and image.startswith("/") and not launcher.elsewhere and not Path(image).exists():
         found.append(f"launcher.image={image} is not on this machine: is it on the nodes?")
     if launcher.dryrun:
@@ -127,10 +104,8 @@ def require_idle(output: str) -> None:
 def render(config: Config) -> str:
     """What :func:`launch_job` would run: a script and the commands that submit it, or manifests."""
     if config.launcher.name is LauncherName.slurm:
-        return slurm.render(config)
-    from nemo_cdt.launch.kubernetes import manifests as kubernetes
-
-    return kubernetes.render(config)
+        return render_slurm(config)
+    return render_manifests(config)
 
 
 def follow(cluster: Cluster, job: Job) -> None:

@@ -6,6 +6,13 @@ import re
 from nemo_cdt.config import Accelerator, Config
 from nemo_cdt.config.launcher import Fabric
 
+NODE = "nemo_cdt.launch.node"
+"""The module that a scheduler starts once on every node."""
+PORT = 29500
+"""At which nodes meet, where their scheduler names none."""
+USER_ERROR = 2
+"""The exit code of a node for what another attempt would not mend."""
+
 
 def job_name(config: Config) -> str:
     """A name for any scheduler: lower case letters, digits and -, at most 40. Points of a sweep differ in OUTPUT."""

@@ -2,13 +2,14 @@
 
 import json
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from enum import Enum
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from nemo_cdt.config.launcher import Launcher, LauncherName
+from nemo_cdt.launch.job import Job
 from nemo_cdt.utils.atomic_write import atomic_write
 from nemo_cdt.utils.reading import blamed_on, entry, read_json
 from nemo_cdt.validation import check_launcher
@@ -20,15 +21,6 @@ MOST = 1 << 20
 """Bytes of the file: a hundred jobs and every key of a launcher have some ten thousand."""
 ID, NAME = "[0-9]{1,18}", rf"(?=.{{1,63}}$){K8S_NAME}"
 PID, TIME = "[1-9][0-9]{0,9}", r"[0-9]{1,12}(\.[0-9]{1,9})?"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a submitted run is known by: job ids of Slurm in their order, one name in Kubernetes, or a process id."""
-
-    launcher: Launcher
-    output: str
-    ids: list[str]
 
 
 def remember(job: Job) -> None:

@@ -8,7 +8,8 @@ import warnings
 
 from tqdm import tqdm
 
-PYNVML = "The pynvml package is deprecated"
+from nemo_cdt.utils.noise import PYNVML
+
 KNOWN_AND_HARMLESS = (
     PYNVML,
     "could not be imported: cannot import name",  # NeMo's deploy and evaluate, which need packages for serving

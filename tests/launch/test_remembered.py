@@ -18,11 +18,11 @@ from omegaconf import OmegaConf
 
 from nemo_cdt.config import Config, save
 from nemo_cdt.config.launcher import Launcher, LauncherName
+from nemo_cdt.launch.job import Job
 from nemo_cdt.launch.jobs import cancel, logs, status
-from nemo_cdt.launch.remembered import JOB, Job, recall, remember
+from nemo_cdt.launch.remembered import JOB, recall, remember
 from nemo_cdt.launch.site import with_site
-from nemo_cdt.launch.slurm import cluster as slurm_jobs
-from nemo_cdt.launch.slurm import nemo_run as slurm_nemo_run
+from nemo_cdt.launch.slurm import cluster
 from tests.fuzzing import both, mutations, outcomes, watched
 
 SLURM = Launcher(name=LauncherName.slurm, account="lab", partition="debug", env={"A": "b"}, setup=["x=${HOME}"])
@@ -57,8 +57,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             found.append(command)
             return Answer()
 
-    monkeypatch.setattr(slurm_nemo_run, "connected", Shell)
-    monkeypatch.setattr(slurm_jobs, "nemo_run_home", lambda: None)
+    monkeypatch.setattr(cluster, "connected", Shell)
+    monkeypatch.setattr(cluster, "nemo_run_home", lambda: None)
     return found
 
 

@@ -7,9 +7,8 @@ from typing import Any
 
 from nemo_cdt.config import Config
 from nemo_cdt.config.launcher import JobKind, Launcher
-from nemo_cdt.launch.jobs import State
+from nemo_cdt.launch.job import Job, State
 from nemo_cdt.launch.kubernetes.manifests import Manifest, manifests
-from nemo_cdt.launch.remembered import Job
 
 RESOURCES = {
     JobKind.job: ("batch", "v1", "jobs"),

@@ -14,14 +14,11 @@ from omegaconf import OmegaConf
 
 from nemo_cdt.config import Config
 from nemo_cdt.config.launcher import JobKind, TrainJobPatch
-from nemo_cdt.launch.names import environment, gpus, job_name
-from nemo_cdt.launch.node.run import PORT
+from nemo_cdt.launch.names import NODE, PORT, USER_ERROR, environment, gpus, job_name
 
 Manifest = dict[str, Any]
 CONFIG = PurePosixPath("/etc/nemo_cdt/config.yaml")
 INDEX = "batch.kubernetes.io/job-completion-index"
-MISTAKE = 2
-"""nemo_cdt/launch/node's exit code for what another attempt would not mend."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -91,7 +88,7 @@ def _job(config: Config) -> Manifest:
             "rules": [
                 {
                     "action": "FailJob",
-                    "onExitCodes": {"containerName": "node", "operator": "In", "values": [MISTAKE]},
+                    "onExitCodes": {"containerName": "node", "operator": "In", "values": [USER_ERROR]},
                 },
                 {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
             ]
@@ -162,7 +159,7 @@ def _pod(config: Config, variables: list[Manifest], container: str = "node") -> 
             {
                 "name": container,
                 "image": launcher.image,
-                "command": [launcher.python, "-m", "nemo_cdt.launch.node", str(CONFIG)],
+                "command": [launcher.python, "-m", NODE, str(CONFIG)],
                 "env": [
                     *variables,
                     *_variables(environment(config) | {"NEMO_CDT_JOB": job_name(config)}),

@@ -7,8 +7,7 @@ from pathlib import Path
 import psutil
 
 from nemo_cdt.config import Config, load
-from nemo_cdt.launch.jobs import State
-from nemo_cdt.launch.remembered import Job
+from nemo_cdt.launch.job import Job, State
 from nemo_cdt.utils.lock import holder
 from nemo_cdt.utils.reading import blamed_on
 
@@ -23,7 +22,7 @@ class Local:
         self._read = 0
 
     def submit(self, config: Config) -> list[str]:
-        raise NotImplementedError("nemo_cdt/launch/local runs it")
+        raise NotImplementedError("launch_local runs it")
 
     def is_alive(self, job: Job) -> bool:
         return self._process(job) is not None

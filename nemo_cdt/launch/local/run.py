@@ -5,10 +5,8 @@ import re
 import signal
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 
 import psutil
@@ -17,11 +15,13 @@ from nemo_cdt.config import Config, save
 from nemo_cdt.describe import describe
 from nemo_cdt.doctor import training_blockers
 from nemo_cdt.launch.baseline import with_baseline
+from nemo_cdt.launch.home import nemo_run_home
+from nemo_cdt.launch.job import Job
 from nemo_cdt.launch.local.cluster import this_process
-from nemo_cdt.launch.remembered import JOB, Job, remember
-from nemo_cdt.nemo.console import PYNVML
+from nemo_cdt.launch.remembered import JOB, remember
 from nemo_cdt.utils.atomic_write import traceless
 from nemo_cdt.utils.lock import held
+from nemo_cdt.utils.noise import PYNVML
 from nemo_cdt.utils.parent_watchdog import LAUNCHER
 from nemo_cdt.utils.user_errors import fail
 from nemo_cdt.validation import check_output, check_unused
@@ -114,15 +114,6 @@ def _train_in_processes(file: Path, devices: int, max_restarts: int) -> None:
     if not succeeded:
         print(f"error: training in {devices} processes failed, for the reason above", file=sys.stderr)
         raise SystemExit(1)
-
-
-@cache
-def nemo_run_home() -> tempfile.TemporaryDirectory[str]:
-    """NeMo-Run's records of jobs: it would keep them in the user's home folder. It reads where when first imported."""
-    home = tempfile.TemporaryDirectory(prefix="nemo_run-")
-    os.environ["NEMORUN_HOME"] = home.name
-    warnings.filterwarnings("ignore", PYNVML)  # NeMo-Run imports torch
-    return home
 
 
 def _mistake(logs: Path) -> str | None:

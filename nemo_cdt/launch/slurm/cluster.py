@@ -8,11 +8,10 @@ from pathlib import Path
 
 from nemo_cdt.config import Config, save
 from nemo_cdt.config.launcher import Launcher, Submit
-from nemo_cdt.launch.jobs import State
-from nemo_cdt.launch.local.run import nemo_run_home
-from nemo_cdt.launch.remembered import Job
-from nemo_cdt.launch.slurm import nemo_run as slurm_nemo_run
-from nemo_cdt.launch.slurm import parts as slurm
+from nemo_cdt.launch.home import nemo_run_home
+from nemo_cdt.launch.job import Job, State
+from nemo_cdt.launch.slurm import nemo_run, parts, sbatch
+from nemo_cdt.launch.slurm.login import connected
 
 FIELDS = "JobID,State,Reason,ExitCode,Elapsed,NodeList"
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
@@ -22,7 +21,7 @@ ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEM
 class Slurm:
     def __init__(self, launcher: Launcher) -> None:
         nemo_run_home()
-        self._tunnel = slurm_nemo_run.connected(launcher)
+        self._tunnel = connected(launcher)
         self._read: dict[str, int] = {}  # bytes of each log file
 
     def submit(self, config: Config) -> list[str]:
@@ -30,7 +29,7 @@ class Slurm:
 
         Then nothing is left of it, and what was there before still is.
         """
-        made, before = self._make(slurm.logs(config)), set[str]()
+        made, before = self._make(parts.logs(config)), set[str]()
         try:
             if not config.resume:
                 self._claim(config)
@@ -43,7 +42,7 @@ class Slurm:
             return self._submit(config)
         except BaseException:
             if not config.resume:
-                new = [*(self._find(config) - before), str(slurm.config_file(config))]
+                new = [*(self._find(config) - before), str(parts.config_file(config))]
                 self._remove(sorted(new, key=len, reverse=True), made)
             raise
 
@@ -57,14 +56,14 @@ class Slurm:
 
     def _claim(self, config: Config) -> None:
         """Of two submissions at a time one makes the file, and goes on."""
-        file = shlex.quote(str(slurm.config_file(config)))
+        file = shlex.quote(str(parts.config_file(config)))
         if self._run(f"test -e {file}", may_fail=True) is not None:
             raise ValueError(f"output={config.output} already holds a run: set resume=true, or another output")
         self._must(f"sh -C -c {shlex.quote(f': > {file}')}")
 
     def _find(self, config: Config) -> set[str]:
         """What is in the folder of OUTPUT that is for Slurm."""
-        folder = shlex.quote(str(slurm.logs(config)))
+        folder = shlex.quote(str(parts.logs(config)))
         return {*filter(None, (self._run(f"find {folder} -mindepth 1 -print0", may_fail=True) or "").split("\0"))}
 
     def _remove(self, paths: list[str], folders: list[str]) -> None:
@@ -76,19 +75,19 @@ class Slurm:
     def _write(self, config: Config) -> None:
         """Into OUTPUT, on the cluster."""
         with tempfile.TemporaryDirectory(prefix="nemo_cdt-") as local:
-            save(slurm.as_it_runs(config), Path(local, "config.yaml"))
-            Path(local, "job.sh").write_text(slurm.script(config), encoding="utf-8")
-            self._tunnel.put(f"{local}/config.yaml", str(slurm.config_file(config)))
-            self._tunnel.put(f"{local}/job.sh", str(slurm.logs(config) / "job.sh"))
+            save(parts.as_it_runs(config), Path(local, "config.yaml"))
+            Path(local, "job.sh").write_text(sbatch.script(config), encoding="utf-8")
+            self._tunnel.put(f"{local}/config.yaml", str(parts.config_file(config)))
+            self._tunnel.put(f"{local}/job.sh", str(parts.logs(config) / "job.sh"))
 
     def _submit(self, config: Config) -> list[str]:
         if config.launcher.submit is Submit.nemo_run:
-            return slurm_nemo_run.submit(config)
+            return nemo_run.submit(config)
         ids: list[str] = []
         try:
             for _ in range(config.launcher.chain):
                 # on several clusters of one Slurm it answers ID;CLUSTER
-                ids.append(self._must(slurm.submission(config, ids)).split(";")[0].strip())
+                ids.append(self._must(sbatch.submission(config, ids)).split(";")[0].strip())
         except BaseException:
             if ids:  # the chain's first jobs would begin without the rest, and without their files
                 self._run(f"scancel {' '.join(map(shlex.quote, ids))}", may_fail=True)

@@ -1,11 +1,10 @@
-"""The job of nemo_cdt/launch/slurm through NeMo-Run's SlurmExecutor, on a login node or over SSH.
+"""A run as a job through NeMo-Run's SlurmExecutor, on a login node or over SSH.
 
 Known of NeMo-Run 0.11: it writes ``env_vars`` unquoted and in capitals, so the environment is part of ``setup_lines``;
 it requeues after any failure, ``retries`` times, so those lines have an ``srun`` that sees a user's mistake; its script
 echoes itself twice, a secret that a line fetches too; with its torchrun launcher every job meets at one port.
 """
 
-import getpass
 import shlex
 import tempfile
 from collections.abc import Iterator
@@ -14,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_cdt.config import Config
-from nemo_cdt.config.launcher import Launcher
-from nemo_cdt.launch.names import job_name
-from nemo_cdt.launch.slurm import parts as slurm
+from nemo_cdt.launch.home import nemo_run_home
+from nemo_cdt.launch.names import NODE, job_name
+from nemo_cdt.launch.slurm import parts
+from nemo_cdt.launch.slurm.login import tunnel
 
 if TYPE_CHECKING:
-    from nemo_run import Experiment, LocalTunnel, SlurmExecutor, SSHTunnel
+    from nemo_run import Experiment, SlurmExecutor
 
 TASK = "train"
 
@@ -45,12 +45,12 @@ def dryrun(config: Config) -> tuple[str, list[str]]:
         files = {file.name: file for file in folder.rglob("*_sbatch.sh")}
         scripts = [files[f"{task}_sbatch.sh"] for task in _tasks(config)]
         text = "\n".join(f"{file.read_text(encoding='utf-8').rstrip()}\n" for file in scripts)
-        names = [str(slurm.logs(config) / file.relative_to(folder)) for file in scripts]
+        names = [str(parts.logs(config) / file.relative_to(folder)) for file in scripts]
     commands = []
     for index, name in enumerate(names):
-        depends = slurm.dependency([f"$job{earlier + 1}" for earlier in range(index)])
+        depends = parts.dependency([f"$job{earlier + 1}" for earlier in range(index)])
         commands.append(f"job{index + 1}=$(sbatch --requeue --parsable{depends} {shlex.quote(name)})")
-    return text.replace(str(folder), str(slurm.logs(config))), commands
+    return text.replace(str(folder), str(parts.logs(config))), commands
 
 
 def submit(config: Config) -> list[str]:
@@ -65,36 +65,9 @@ def submit(config: Config) -> list[str]:
         return [job.handle.split("/")[-1] for job in experiment.jobs]
 
 
-def tunnel(launcher: Launcher, job_dir: str = "") -> "LocalTunnel | SSHTunnel":
-    """A shell on the login node: this machine's, or one over SSH."""
-    import nemo_run
-
-    if launcher.host is None:
-        return nemo_run.LocalTunnel(job_dir=job_dir)
-    user = launcher.user or getpass.getuser()
-    return nemo_run.SSHTunnel(host=launcher.host, user=user, identity=launcher.identity, job_dir=job_dir)
-
-
-def connected(launcher: Launcher) -> "LocalTunnel | SSHTunnel":
-    """Raises ValueError where nobody answers at ``launcher.host``, or lets us in."""
-    shell = tunnel(launcher)
-    try:
-        shell.connect()
-    except OSError as error:
-        raise ValueError(f"launcher.host={launcher.host} cannot be reached: {error}") from error
-    except SystemExit as error:  # of NeMo-Run, after it has asked for a password
-        raise ValueError(
-            f"launcher.host={launcher.host} does not let {launcher.user or getpass.getuser()} in: set launcher.user "
-            "and launcher.identity so that ssh works without a question"
-        ) from error
-    return shell
-
-
 @contextmanager
 def _experiment(config: Config) -> "Iterator[tuple[Experiment, Path]]":
     """The chain's jobs, not yet submitted, and the folder of NeMo-Run's files about them."""
-    from nemo_cdt.launch.local.run import nemo_run_home
-
     nemo_run_home()
     import nemo_run
 
@@ -102,7 +75,7 @@ def _experiment(config: Config) -> "Iterator[tuple[Experiment, Path]]":
     launcher, title, tasks = config.launcher, job_name(config), _tasks(config)
     with tempfile.TemporaryDirectory(prefix="nemo_cdt-") as temporary:
         dry, away = launcher.dryrun, launcher.host is not None
-        folder = Path(temporary) if dry or away else slurm.logs(config)
+        folder = Path(temporary) if dry or away else parts.logs(config)
         experiment = nemo_run.Experiment(
             title,
             id=title if dry else None,
@@ -115,9 +88,7 @@ def _experiment(config: Config) -> "Iterator[tuple[Experiment, Path]]":
         with experiment:
             for index in range(launcher.chain):
                 experiment.add(
-                    nemo_run.Script(
-                        path="nemo_cdt.launch.node", m=True, entrypoint=launcher.python, args=slurm.command(config)[3:]
-                    ),
+                    nemo_run.Script(path=NODE, m=True, entrypoint=launcher.python, args=parts.command(config)[3:]),
                     executor=_executor(config, folder),
                     name=tasks[index],
                     dependencies=tasks[:index] or None,
@@ -127,7 +98,7 @@ def _experiment(config: Config) -> "Iterator[tuple[Experiment, Path]]":
 
 def _require_no_rundir(config: Config) -> None:
     """Raise ValueError for a path that NeMo-Run would garble: without a container it takes /nemo_run for its folder."""
-    rundir, paths = "/nemo_run", [config.launcher.python, str(slurm.config_file(config)), *slurm.setup(config)]
+    rundir, paths = "/nemo_run", [config.launcher.python, str(parts.config_file(config)), *parts.setup(config)]
     if config.launcher.image is None and (garbled := [path for path in paths if rundir in path]):
         raise ValueError(
             f"launcher.submit=nemo_run puts another folder for {rundir} into {garbled[0]}: set launcher.submit=sbatch"
@@ -142,7 +113,7 @@ def _tasks(config: Config) -> list[str]:
 
 def _srun(config: Config) -> str:
     rest = [f"{job_name(config)}.{task}" for task in _tasks(config)[1:]]
-    return SRUN.format(cancel="".join(f"\n    {line}" for line in slurm.cancellation(rest)))
+    return SRUN.format(cancel="".join(f"\n    {line}" for line in parts.cancellation(rest)))
 
 
 def _executor(config: Config, folder: Path) -> "SlurmExecutor":
@@ -150,14 +121,14 @@ def _executor(config: Config, folder: Path) -> "SlurmExecutor":
 
     launcher = config.launcher
     return nemo_run.SlurmExecutor(
-        **slurm.resources(config) | {"account": launcher.account or None, "time": launcher.time},
+        **parts.resources(config) | {"account": launcher.account or None, "time": launcher.time},
         nodes=config.trainer.num_nodes,
         ntasks_per_node=1,
         job_name_prefix=f"{job_name(config)}.",
-        container_image=slurm.image(config),
-        container_mounts=slurm.mounts(config) if launcher.image else [],
-        setup_lines="\n".join([_srun(config), *slurm.setup(config)]),
-        srun_args=slurm.srun(config),
+        container_image=parts.image(config),
+        container_mounts=parts.mounts(config) if launcher.image else [],
+        setup_lines="\n".join([_srun(config), *parts.setup(config)]),
+        srun_args=parts.srun(config),
         retries=launcher.requeues,
         packager=nemo_run.Packager(),
         tunnel=tunnel(launcher, _job_dir(config, folder)),
@@ -169,4 +140,4 @@ def _executor(config: Config, folder: Path) -> "SlurmExecutor":
 
 def _job_dir(config: Config, folder: Path) -> str:
     """Where NeMo-Run puts a job's files on the cluster; on this machine they must be where it has made them."""
-    return str(slurm.logs(config) if config.launcher.elsewhere else folder / "experiments")
+    return str(parts.logs(config) if config.launcher.elsewhere else folder / "experiments")

@@ -17,13 +17,14 @@ import yaml
 
 from nemo_cdt.config import Accelerator, Config, Export, load, save
 from nemo_cdt.config.launcher import Launcher, LauncherName
-from nemo_cdt.launch.node.run import Place, of_array_task
+from nemo_cdt.launch.node.place import Place
+from nemo_cdt.launch.node.run import of_array_task
 from nemo_cdt.utils.lock import held
 from nemo_cdt.validation import validate_layout
 from tests.launch.composed import run
 
 ROOT = Path(__file__).parents[3]
-CODE = "from nemo_cdt.launch.node import run as node; node.WORKER = {worker!r}; node.main()"
+CODE = "from nemo_cdt.launch.node import run, torchrun; torchrun.WORKER = {worker!r}; run.main()"
 
 
 def node(config: Config, tmp_path: Path, worker: str = "tests.launch.node.ranks") -> "subprocess.CompletedProcess[str]":

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from nemo_cdt.config import typed
 from nemo_cdt.launch.jobs import launch_job, render
 from nemo_cdt.launch.slurm.cluster import _place
-from nemo_cdt.launch.slurm.parts import script
+from nemo_cdt.launch.slurm.sbatch import script
 from tests.launch.composed import EXPERIMENTS, run
 from tests.launch.slurm import slurm_lab
 
