@@ -15,8 +15,8 @@ from nemo.lightning.megatron_parallel import MegatronStep
 
 from benchmarks.measured import Row, on_gpu, peak_memory_gib, reset_peak_memory, synchronize
 from nemo_cdt.config import Objective, Recompute
-from nemo_cdt.megatron.detection import Moment, elapsed, now
-from nemo_cdt.nemo.callback import ContextDenoising, WrappedStep
+from nemo_cdt.megatron.sums import Moment, elapsed, now
+from nemo_cdt.nemo.callback import ObjectiveCallback, WrappedStep
 
 
 class Steps(L.Callback):
@@ -46,7 +46,7 @@ class _After(L.Callback):
         self.steps.rows.append(metrics | {"seconds": seconds, "peak_memory_gib": peak_memory_gib()})
 
 
-class Alternating(ContextDenoising):
+class Alternating(ObjectiveCallback):
     """Denoises in every other step and leaves the rest plain: the same weights, memory and clocks for both.
 
     The last step of each kind is for counting the host's synchronisations with the device: it is slowed down by it.

@@ -38,9 +38,10 @@ from nemo_cdt.analysis.subject import Subject, choose_device, load, read_config
 from nemo_cdt.config import Accelerator, Config, Precision, save
 from nemo_cdt.data.documents import TokenType
 from nemo_cdt.data.tokenizer import load_tokenizer
-from nemo_cdt.denoise import scores
 from nemo_cdt.nemo import console
 from nemo_cdt.nemo.versions import versions
+from nemo_cdt.objectives import objective_of
+from nemo_cdt.objectives.cdt.denoise import scores
 from nemo_cdt.utils.atomic_write import atomic_write
 from nemo_cdt.utils.user_errors import fail, reported
 
@@ -304,11 +305,11 @@ def tidy(run: Path) -> None:
 
 def relative_time(config: Config, arguments: argparse.Namespace) -> float:
     """A step of this objective over one of ``ce``, at least 1; measured once on a device, and kept in ``--out``."""
-    if not (config.objective.name.denoises or config.objective.name.weighs):
+    if not objective_of(config).PASSES:
         return 1.0
     file = arguments.out / f"times_{versions()['device'].replace(' ', '_')}.json"
     known = json.loads(file.read_text()) if file.exists() else {}
-    for objective in ("ce", config.objective.name.value):
+    for objective in ("ce", config.objective.name):
         if objective not in known:
             steps = arguments.timed + WARM_UP
             with runs.folder() as folder:

@@ -139,9 +139,9 @@ def observed_by(observer: Callable[[Any], None]) -> Callable[[Any, Any], None]:
     """The change for :func:`fit` after which ``observer`` gets what each detection finds."""
 
     def change(trainer: Any, model: Any) -> None:
-        from nemo_cdt.nemo.callback import ContextDenoising
+        from nemo_cdt.nemo.callback import ObjectiveCallback
 
-        next(each for each in trainer.callbacks if isinstance(each, ContextDenoising)).observer = observer
+        next(each for each in trainer.callbacks if isinstance(each, ObjectiveCallback)).observer = observer
 
     return change
 

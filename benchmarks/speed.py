@@ -84,9 +84,9 @@ def _alternated(config: Config, deadline: float) -> Row:
 
     def install(trainer: Any, model: Any) -> None:
         from benchmarks.callbacks import Alternating
-        from nemo_cdt.nemo.callback import ContextDenoising
+        from nemo_cdt.nemo.callback import ObjectiveCallback
 
-        place = next(i for i, x in enumerate(trainer.callbacks) if isinstance(x, ContextDenoising))
+        place = next(i for i, x in enumerate(trainer.callbacks) if isinstance(x, ObjectiveCallback))
         like, steps = trainer.callbacks[place], config.trainer.max_steps
         trainer.callbacks[place] = Alternating(
             like.objective, like.observer, like.recompute, like.fp8, steps=steps, deadline=deadline

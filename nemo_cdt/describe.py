@@ -1,50 +1,23 @@
 """A run in a few lines, from its configuration alone: said when it starts, and in its report."""
 
-from nemo_cdt.config import Config, Lora, LoraTarget, Model, Objective, ObjectiveName
-
-NAMES = {
-    ObjectiveName.cdt: "CDT",
-    ObjectiveName.ce: "plain CE",
-    ObjectiveName.sft: "SFT",
-    ObjectiveName.longce: "LongCE",
-    ObjectiveName.cdt_longce: "CDT + LongCE",
-    ObjectiveName.logo: "LOGO",
-}
+from nemo_cdt.config import Config, Lora, LoraTarget, Model
+from nemo_cdt.objectives import objective_of
 
 
 def describe(config: Config) -> dict[str, str]:
     """What it is -> its value."""
-    data, trainer = config.data, config.trainer
+    data, trainer, objective = config.data, config.trainer, objective_of(config)
     tokens = trainer.global_batch_size * data.seq_length
     batch = f"{trainer.global_batch_size} sequences of {data.seq_length:,} tokens a step, {tokens:,} in all"
     lr = f"learning rate {config.optim.lr:g}, {config.optim.schedule}"
     return {
-        "Objective": "; ".join([NAMES[config.objective.name], *_details(config.objective)]),
+        "Objective": "; ".join([objective.label, *objective.describe()]),
         "Model": f"{_model(config)}; {_weights(config)}",
         **({"LoRA": _lora(config.lora, config.model)} if config.lora.rank else {}),
         "Data": f"{data.name}{f', {data.path}' if data.path else ''}; {batch}",
         "Steps": f"{trainer.max_steps:,}; Adam, {lr}; seed {trainer.seed}",
         "Layout": _layout(config),
     }
-
-
-def _details(objective: Objective) -> list[str]:
-    if objective.name is ObjectiveName.sft:
-        return ["loss on answers alone"]
-    if objective.name is ObjectiveName.logo:
-        how = objective
-        return [f"beta {how.preference_beta:g}, margin {how.margin:g}, chosen answer's loss times {how.sft_weight:g}"]
-    windows = f"weights up to {objective.gamma:g} from windows of {objective.window:,} + {objective.internal:,} tokens"
-    return [_strength(objective)] * objective.name.denoises + [windows] * objective.name.weighs
-
-
-def _strength(objective: Objective) -> str:
-    scale = {
-        "gradient": f"shift = gradient · lr · beta, beta {objective.beta:g}, lr {objective.lr}",
-        "relative": f"relative shift rho {objective.rho:g}",
-        "epsilon": f"shift epsilon {objective.epsilon:g}",
-    }[objective.normalization]
-    return f"{scale}; threshold per {objective.threshold_scope}"
 
 
 def _model(config: Config) -> str:

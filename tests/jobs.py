@@ -25,7 +25,7 @@ def train(config: Config, mutate: str | None = None) -> dict[str, Any]:
     """Trains ``config``; ``mutate`` names a function of :mod:`tests.mutations` that breaks something first."""
     with cuda_on_cpu():
         from nemo_cdt.nemo import assemble
-        from nemo_cdt.nemo.callback import ContextDenoising
+        from nemo_cdt.nemo.callback import ObjectiveCallback
 
         if mutate:
             from tests import mutations
@@ -36,7 +36,7 @@ def train(config: Config, mutate: str | None = None) -> dict[str, Any]:
         seen = Seen()
         trainer.callbacks.append(seen)
         for callback in trainer.callbacks:
-            if isinstance(callback, ContextDenoising):
+            if isinstance(callback, ObjectiveCallback):
                 callback.observer = functools.partial(seen.detection, trainer)
         trainer.fit(model, data)
         result = {
@@ -136,7 +136,7 @@ class Seen(L.Callback):
                     "tokens": share["tokens"][real, row],
                     "noise": found.noise_SB.numpy()[real, row],
                     "score": found.score_SB.numpy()[real, row],
-                    "delta": found.delta_SBH.float().numpy()[real, row],
+                    "delta": found.shift_SBH.float().numpy()[real, row],
                     "threshold": found.threshold_N.numpy(),
                     "row": first + row,
                 }

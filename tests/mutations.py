@@ -4,21 +4,21 @@ from contextlib import contextmanager
 
 
 def sign_flipped() -> None:
-    from nemo_cdt import denoise
+    from nemo_cdt.objectives.cdt import denoise
 
     right = denoise.shift
     denoise.shift = lambda *arguments: -right(*arguments)
 
 
 def mask_inverted() -> None:
-    from nemo_cdt import denoise
+    from nemo_cdt.objectives.cdt import denoise
 
     right = denoise.noise_mask
     denoise.noise_mask = lambda score, threshold, segments: ~right(score, threshold, segments) & segments.real_SB
 
 
 def freezing_forgotten() -> None:
-    from nemo_cdt.megatron import schedule
+    from nemo_cdt.objectives.cdt import schedule
 
     @contextmanager
     def not_frozen(chunks):
@@ -30,7 +30,7 @@ def freezing_forgotten() -> None:
 def detection_draws_for_itself() -> None:
     from contextlib import nullcontext
 
-    from nemo_cdt.megatron import schedule
+    from nemo_cdt.objectives.cdt import schedule
 
     schedule._fork_rng = nullcontext
 
@@ -70,22 +70,21 @@ def no_gradient_wanted_below() -> None:
 def divided_by_num_microbatches() -> None:
     from megatron.core.num_microbatches_calculator import get_num_microbatches
 
-    from nemo_cdt import denoise
+    from nemo_cdt.objectives.cdt import denoise
 
     right = denoise.shift
     denoise.shift = lambda grad, *rest: right(grad / get_num_microbatches(), *rest)
 
 
 def padding_counted() -> None:
-    from nemo_cdt.config import ThresholdScope
-    from nemo_cdt.megatron.microbatch import MicroBatch
+    from nemo_cdt.objectives.cdt import ThresholdScope, detection
 
-    right = MicroBatch.segments
-    MicroBatch.segments = lambda batch, scope: right(batch, ThresholdScope.row)
+    right = detection.segments_of
+    detection.segments_of = lambda batch, scope: right(batch, ThresholdScope.row)
 
 
 def threshold_all_reduce_dropped() -> None:
-    from nemo_cdt.megatron.detection import Groups
+    from nemo_cdt.megatron.groups import Groups
 
     Groups.all_reduce = lambda groups, tensor: None
 
@@ -123,14 +122,14 @@ def zigzag_ignored() -> None:
 
 
 def weights_not_clamped() -> None:
-    from nemo_cdt import longce
+    from nemo_cdt.objectives.longce import weights as longce
 
     right = longce.weights
     longce.weights = lambda short, full, gamma: right(short, full, float("inf"))
 
 
 def weights_renormalised() -> None:
-    from nemo_cdt import longce
+    from nemo_cdt.objectives.longce import weights as longce
 
     right = longce.weights
 
@@ -144,14 +143,14 @@ def weights_renormalised() -> None:
 def window_begins_one_late() -> None:
     from dataclasses import replace
 
-    from nemo_cdt import longce
+    from nemo_cdt.objectives.longce import weights as longce
 
     right = longce.windows
     longce.windows = lambda fed, **how: (replace(found, start=found.start + 1) for found in right(fed, **how))
 
 
 def weights_with_a_gradient() -> None:
-    from nemo_cdt import longce
+    from nemo_cdt.objectives.longce import weights as longce
 
     def weighted(loss, weight):
         moving = weight * (loss.detach() - loss).exp() * loss
@@ -162,12 +161,13 @@ def weights_with_a_gradient() -> None:
 
 def weights_in_detection() -> None:
     from nemo_cdt.megatron.microbatch import MicroBatch
+    from nemo_cdt.objectives.longce.schedule import SHORT_LOSS
 
     right = MicroBatch.for_detection
 
     def for_detection(batch: MicroBatch) -> MicroBatch:
         wrong = right(batch)
-        wrong["short_loss"] = batch["short_loss"]
+        wrong[SHORT_LOSS] = batch[SHORT_LOSS]
         return wrong
 
     MicroBatch.for_detection = for_detection
@@ -182,13 +182,13 @@ def windows_of_one_rank() -> None:
         if op != torch.distributed.ReduceOp.MAX:
             return right(tensor, op=op, **rest)
 
-    from nemo_cdt.megatron import windows
+    from nemo_cdt.objectives.longce import schedule as windows
 
     windows.torch.distributed.all_reduce = all_reduce
 
 
 def windows_across_documents() -> None:
-    from nemo_cdt.megatron import windows
+    from nemo_cdt.objectives.longce import schedule as windows
 
     right = windows.cut_rows
 
@@ -210,7 +210,7 @@ def answers_of_one_rank() -> None:
 
 
 def preferences_counted_by_every_rank() -> None:
-    from nemo_cdt.megatron.preferences import LogoSchedule
+    from nemo_cdt.objectives.logo.schedule import LogoSchedule
 
     right = LogoSchedule._loss
 
@@ -222,7 +222,7 @@ def preferences_counted_by_every_rank() -> None:
 
 
 def answers_summed() -> None:
-    from nemo_cdt.megatron.preferences import LogoSchedule
+    from nemo_cdt.objectives.logo.schedule import LogoSchedule
 
     right = LogoSchedule._loss
     LogoSchedule._loss = lambda schedule, loss, batch: right(

@@ -1,12 +1,15 @@
 """The small runs that the parity tests share: a tiny Llama, a file of documents, a few steps."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from nemo_cdt import config as c
+from nemo_cdt.objectives import Settings, objective_class
 from nemo_cdt.prepared import fingerprint
 
 VOCABULARY = 128
@@ -49,7 +52,7 @@ def small_run(
     global_batch: int = 4,
     micro_batch: int = 1,
     beta: float = 1000.0,
-    name: c.ObjectiveName = c.ObjectiveName.cdt,
+    name: str = "cdt",
     **changes: object,
 ) -> c.Config:
     """fp32, one process. ``lr * beta`` is 0.2 at the start: large, so that a wrong delta moves the weights visibly."""
@@ -58,7 +61,7 @@ def small_run(
         "output": str(output),
         "report": False,
         "model": TINY,
-        "objective": c.Objective(name=name, beta=beta),
+        "objective": settings_of(name, beta=beta),
         "data": c.Data(name=c.DataName.jsonl, path=str(documents), seq_length=64, validation_samples=4, shuffle=False),
         "trainer": c.Trainer(
             max_steps=steps,
@@ -70,6 +73,12 @@ def small_run(
         "optim": c.Optim(lr=2e-4, min_lr=2e-5, weight_decay=0.1, clip_grad=1.0, eps=ADAM_EPS),
     }
     return c.Config(**(fields | changes))
+
+
+def settings_of(name: str = "cdt", **values: Any) -> Settings:
+    """Its settings: those of ``values`` that it has."""
+    kind = objective_class(name).settings_class
+    return kind(**{key: value for key, value in values.items() if key in {field.name for field in fields(kind)}})
 
 
 def write_stub_of_prepared(folder: Path, *, tokens: int, tokenizer: str) -> None:

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from nemo_cdt.config import Normalization
-from nemo_cdt.denoise import Denoising, Segments, noise_mask, scores, shift, strength, thresholds
+from nemo_cdt.objectives.cdt import Normalization
+from nemo_cdt.objectives.cdt.denoise import Denoising, Segments, noise_mask, scores, shift, shift_statistics, thresholds
 
 GRAD_SBH = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 1.0], [0.0, 0.0]])[:, None]
 EMBEDDING_SBH = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 4.0], [1.0, 1.0]])[:, None]
@@ -86,8 +86,8 @@ def test_a_relative_shift_of_a_zero_gradient_is_zero() -> None:
 def test_strength_tells_what_bf16_rounds_away() -> None:
     delta = torch.full((4, 1, 2), 1e-6)
     noise, real = torch.ones(4, 1, dtype=torch.bool), torch.ones(4, 1, dtype=torch.bool)
-    in_fp32 = strength(EMBEDDING_SBH + 1, delta, noise, real)
-    in_bf16 = strength((EMBEDDING_SBH + 1).bfloat16(), delta, noise, real)
+    in_fp32 = shift_statistics(EMBEDDING_SBH + 1, delta, noise, real)
+    in_bf16 = shift_statistics((EMBEDDING_SBH + 1).bfloat16(), delta, noise, real)
     assert (in_fp32.changed.item(), in_bf16.changed.item()) == (8, 0)
     assert in_fp32.relative_shift.item() == pytest.approx(
         sum(math.sqrt(2) * 1e-6 / row.norm().item() for row in (EMBEDDING_SBH + 1)[:, 0]), rel=1e-5

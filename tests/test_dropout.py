@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_cdt.config import Config, Model, Objective, ObjectiveName, Parallel, Recompute, Schedule
+from nemo_cdt.config import Config, Model, Parallel, Recompute, Schedule
 from tests import jobs, resuming
 from tests.ranks import on_ranks
-from tests.runs import TINY, VOCABULARY, small_run, write_documents
+from tests.runs import TINY, VOCABULARY, settings_of, small_run, write_documents
 from tests.test_layouts import by_token
 
 DROPOUT = replace(TINY, hidden_dropout=0.1, attention_dropout=0.1)
@@ -52,7 +52,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
 
 @pytest.fixture(scope="module")
 def runs(shared: Shared) -> dict[str, dict[str, Any]]:
-    beta_zero, plain = Objective(beta=0.0), Objective(name=ObjectiveName.ce)
+    beta_zero, plain = settings_of(beta=0.0), settings_of("ce")
     configs = {
         "once": shared.config("once"),
         "again": shared.config("again"),

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from nemo_cdt import config as c
 from nemo_cdt.data.documents import IGNORE
 from nemo_cdt.megatron.context import row_positions
+from nemo_cdt.objectives.cdt import DetectionRecompute
 from tests import jobs
 from tests.ranks import on_ranks
 from tests.runs import TINY, VOCABULARY, small_run, write_documents
@@ -26,7 +27,7 @@ class Layout:
     ranks: int
     parallel: c.Parallel = field(default_factory=c.Parallel)
     trainer: dict[str, Any] = field(default_factory=dict)
-    detection_recompute: c.DetectionRecompute = c.DetectionRecompute.none
+    detection_recompute: DetectionRecompute = DetectionRecompute.none
 
 
 LAYOUTS = {
@@ -57,12 +58,12 @@ LAYOUTS = {
         2,
         c.Parallel(tensor=2, sequence=True),
         trainer={"recompute": c.Recompute.full},
-        detection_recompute=c.DetectionRecompute.full,
+        detection_recompute=DetectionRecompute.full,
     ),
     "TP2+SP full recompute, MLP in 3 chunks": Layout(
         2, c.Parallel(tensor=2, sequence=True), trainer={"recompute": c.Recompute.full, "mlp_chunks": 3}
     ),
-    "selective recompute in detection alone": Layout(1, detection_recompute=c.DetectionRecompute.selective),
+    "selective recompute in detection alone": Layout(1, detection_recompute=DetectionRecompute.selective),
     "1 micro-batch of 8 rows": Layout(1, trainer={"micro_batch_size": 8}),
     "2 micro-batches of 4 rows": Layout(1, trainer={"micro_batch_size": 4}),
 }  # fmt: skip

@@ -13,7 +13,7 @@ from nemo_cdt import config as c
 from tests import jobs, llama
 from tests.ranks import on_ranks
 from tests.reference import ReferenceLOGO, cosine
-from tests.runs import TINY, small_run
+from tests.runs import TINY, settings_of, small_run
 from tests.test_layouts import LAYOUTS, Layout
 
 VOCABULARY = 384  # of the byte tokenizer, padded
@@ -55,7 +55,7 @@ class Shared:
             self.folder / "d.jsonl",
             model=MODEL,
             parallel=layout.parallel,
-            objective=c.Objective(name=c.ObjectiveName.logo),
+            objective=settings_of("logo"),
             init=c.Init(nemo=str(self.folder / "nemo")),
         )
         config.model.tokenizer = "byte"

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nemo_cdt.longce import UNMEASURED, Window, weighted, weights, windows
+from nemo_cdt.objectives.longce.weights import UNMEASURED, Window, weighted, weights, windows
 
 
 @pytest.mark.parametrize(("tokens", "count"), [(32768, 28), (131072, 124), (4097, 1), (4096, 0), (100, 0)])

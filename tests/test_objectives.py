@@ -9,19 +9,21 @@ import pytest
 import torch
 
 from nemo_cdt import config as c
+from nemo_cdt.objectives import Settings, objective_of
+from nemo_cdt.objectives.longce.objective import LongCESettings
 from tests import jobs, llama
 from tests.ranks import on_ranks
 from tests.reference import ReferenceCDT, ReferenceStep, cosine
-from tests.runs import VOCABULARY, small_run, write_documents
+from tests.runs import VOCABULARY, settings_of, small_run, write_documents
 from tests.test_layouts import LAYOUTS, MODEL, Layout
 
 WEIGHT = 1e-5  # fp32 after steps of up to 2e-4 each
 GAMMA = 1.02  # low enough that many weights reach it with random models, which hardly use their context
 
 
-def objective(name: c.ObjectiveName, **changes: Any) -> c.Objective:
+def objective(name: str, **changes: Any) -> Settings:
     """Windows short enough for small documents."""
-    return c.Objective(**{"name": name, "beta": 1000.0, "window": 16, "internal": 5, "gamma": GAMMA} | changes)
+    return settings_of(name, **{"beta": 1000.0, "window": 16, "internal": 5, "gamma": GAMMA} | changes)
 
 
 def reference(config: c.Config, weights: dict[str, np.ndarray]) -> ReferenceCDT:
@@ -29,8 +31,8 @@ def reference(config: c.Config, weights: dict[str, np.ndarray]) -> ReferenceCDT:
     return ReferenceCDT(
         llama.hugging_face(config.model, VOCABULARY, weights),
         cosine(optim.lr, optim.min_lr, config.trainer.max_steps),
-        beta=how.beta if how.name.denoises else None,
-        longce=(how.window, how.internal, how.gamma) if how.name.weighs else None,
+        beta=how.beta if objective_of(config).detects else None,
+        longce=(how.window, how.internal, how.gamma) if isinstance(how, LongCESettings) else None,
         weight_decay=optim.weight_decay,
         clip_grad=optim.clip_grad,
         eps=optim.eps,
@@ -45,7 +47,7 @@ def assert_equal(config: c.Config, run: dict[str, Any], documents: list[tuple]) 
         steps.append(expected.step(documents[index * batch : (index + 1) * batch]))
         assert metrics["reduced_train_loss"] == pytest.approx(steps[-1].loss, abs=1e-5)
         assert metrics["grad_norm"] == pytest.approx(expected.grad_norm, rel=1e-4)
-        if config.objective.name.weighs:
+        if isinstance(config.objective, LongCESettings):
             weights = torch.cat(steps[-1].weights)
             assert metrics["weight"] == pytest.approx(weights.mean().item(), abs=1e-5)
             assert metrics["capped_fraction"] == pytest.approx((weights >= GAMMA).float().mean().item())
@@ -61,7 +63,7 @@ def assert_equal(config: c.Config, run: dict[str, Any], documents: list[tuple]) 
 )
 def test_losses_weights_and_model_equal_the_reference(name: str, kind: str, micro_batch: int, tmp_path: Path) -> None:
     documents = write_documents(tmp_path / "d.jsonl", kind=kind, count=20, longest=60, shortest=12)
-    how = objective(c.ObjectiveName(name))
+    how = objective(name)
     config = small_run(tmp_path / "run", tmp_path / "d.jsonl", micro_batch=micro_batch, objective=how)
     steps = assert_equal(config, on_ranks(jobs.train, 1, config)[0], documents)
     weights = torch.cat([weight for step in steps for weight in step.weights])
@@ -71,7 +73,7 @@ def test_losses_weights_and_model_equal_the_reference(name: str, kind: str, micr
 
 def test_cross_entropy_of_answers_equals_the_reference(tmp_path: Path) -> None:
     documents = write_documents(tmp_path / "d.jsonl", kind="sft", count=12, longest=60)
-    config = small_run(tmp_path / "run", tmp_path / "d.jsonl", name=c.ObjectiveName.sft)
+    config = small_run(tmp_path / "run", tmp_path / "d.jsonl", name="sft")
     assert_equal(config, on_ranks(jobs.train, 1, config)[0], documents)
 
 
@@ -87,7 +89,7 @@ MUTATIONS = {
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_mutation_is_noticed(mutation: str, tmp_path: Path) -> None:
     documents = write_documents(tmp_path / "d.jsonl", kind="lm", count=4, longest=60)
-    how = objective(c.ObjectiveName(MUTATIONS[mutation]))
+    how = objective(MUTATIONS[mutation])
     config = small_run(tmp_path / "run", tmp_path / "d.jsonl", steps=1, objective=how)
     run = on_ranks(jobs.train, 1, config, mutation)[0]
     with pytest.raises(AssertionError):
@@ -107,7 +109,7 @@ class Shared:
             global_batch=8,
             model=MODEL,
             parallel=layout.parallel,
-            objective=objective(c.ObjectiveName(name)),
+            objective=objective(name),
             init=c.Init(nemo=str(self.folder / "nemo")),
         )
         config.trainer = replace(config.trainer, devices=layout.ranks, **layout.trainer)

@@ -111,7 +111,7 @@ def test_llama31_8b_is_what_its_name_says():
         ),
         (
             "objective.name=dpo",
-            "objective.name: Invalid value 'dpo', expected one of [cdt, ce, sft, longce, cdt_longce, logo]",
+            "objective=dpo does not exist: choose objective=cdt|cdt_longce|ce|logo|longce|sft",
         ),
         ("trainer.max_steps=five", "trainer.max_steps: Value 'five' of type 'str' could not be converted to Integer"),
         ("trainer.max_steps=2.5", "trainer.max_steps: Value '2.5' of type 'float' could not be converted"),

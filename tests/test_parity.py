@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from transformers import PreTrainedModel
 
-from nemo_cdt.config import Config, Normalization, Objective, ObjectiveName
+from nemo_cdt.config import Config
+from nemo_cdt.objectives.cdt import Normalization
 from tests import jobs, llama
 from tests.ranks import on_ranks
 from tests.reference import ReferenceCDT, ReferenceStep, cosine
-from tests.runs import VOCABULARY, small_run, write_documents
+from tests.runs import VOCABULARY, settings_of, small_run, write_documents
 
 DELTA = 1e-6  # fp32, deltas of up to 0.1
 WEIGHT = 1e-5  # fp32 after steps of up to 2e-4 each
@@ -25,8 +26,8 @@ def reference_steps(
     expected = ReferenceCDT(
         model,
         cosine(optim.lr, optim.min_lr, config.trainer.max_steps),
-        beta=objective.beta if objective.name.denoises else None,
-        longce=(objective.window, objective.internal, objective.gamma) if objective.name.weighs else None,
+        beta=getattr(objective, "beta", None),
+        longce=None,
         weight_decay=optim.weight_decay,
         clip_grad=optim.clip_grad,
         eps=optim.eps,
@@ -68,7 +69,7 @@ def test_masks_deltas_and_weights_equal_the_reference(kind: str, micro_batch: in
 
 def test_the_relative_normalization_equals_the_reference(tmp_path: Path) -> None:
     documents = write_documents(tmp_path / "d.jsonl", kind="sft", count=20, longest=60)
-    objective = Objective(normalization=Normalization.relative, rho=0.1)
+    objective = settings_of(normalization=Normalization.relative, rho=0.1)
     config = small_run(tmp_path / "run", tmp_path / "d.jsonl", steps=1, objective=objective)
     assert_equal(config, on_ranks(jobs.train, 1, config)[0], documents)
 
@@ -94,7 +95,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_beta_zero_is_plain_training_bit_for_bit(documents: Path, tmp_path: Path) -> None:
     cdt = on_ranks(jobs.train, 1, small_run(tmp_path / "cdt", documents, beta=0.0))[0]
-    expected = on_ranks(jobs.train, 1, small_run(tmp_path / "ce", documents, name=ObjectiveName.ce))[0]
+    expected = on_ranks(jobs.train, 1, small_run(tmp_path / "ce", documents, name="ce"))[0]
     assert cdt["detections"]
     assert not expected["detections"]
     for name, weight in expected["final"].items():

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from nemo_cdt.config import Config, Data, DataName, Init, Model, Objective, ObjectiveName, Trainer
+from nemo_cdt.config import Config, Data, DataName, Init, Model, Trainer
 from nemo_cdt.prepare.request import read
 from nemo_cdt.prepare.write import prepare
 from nemo_cdt.prepared import fingerprint, read_summary
 from nemo_cdt.validation import check_files, validate
 from tests.data.conftest import bpe_folder  # noqa: F401
+from tests.runs import settings_of
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ REFUSED = {
     "packed": (lambda _: run(DataName.pretrain, "pg19", pack=True), "set data.pack=false, or data=prepared"),
     "in order": (lambda _: run(DataName.pretrain, "pg19", shuffle=False), "set data.shuffle=true, or data=prepared"),
     "no prompts": (
-        lambda _: replace(run(DataName.prepared, "jsonl"), objective=Objective(name=ObjectiveName.sft)),
+        lambda _: replace(run(DataName.prepared, "jsonl"), objective=settings_of("sft")),
         "objective=sft trains on answers alone, but 7 documents of data.path=jsonl are labelled throughout",
     ),
     "cut": (lambda _: run(DataName.prepared, "jsonl", truncate=True), "prepare it with a lower max_tokens"),

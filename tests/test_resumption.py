@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from nemo_cdt.checkpoint.exported import replacing
-from nemo_cdt.config import Config, Export, Init, Lora, Objective, Parallel, Trainer, save
+from nemo_cdt.config import Config, Export, Init, Lora, Parallel, Trainer, save
 from nemo_cdt.validation import validate
+from tests.runs import settings_of
 
 
 def earlier(output: Path, **values: object) -> Config:
@@ -35,7 +36,7 @@ def test_a_run_resumes_under_another_layout_and_for_more_steps(tmp_path):
         ),
         ({"trainer": Trainer(global_batch_size=16)}, "trainer.global_batch_size=16, but the run in output={} has 8"),
         ({"lora": Lora(rank=8)}, "lora.rank=8, but the run in output={} has 0: set lora.rank=0 to resume it"),
-        ({"objective": Objective(beta=1.0)}, "objective.beta=1.0, but the run in output={} has 5.0"),
+        ({"objective": settings_of(beta=1.0)}, "objective.beta=1.0, but the run in output={} has 5.0"),
     ],
 )
 def test_a_run_does_not_resume_as_another(tmp_path, changes, expected):

@@ -12,7 +12,7 @@ from nemo_cdt.validation import check_unused, validate
 
 
 def run(*overrides: str) -> Config:
-    return typed(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.from_dotlist(list(overrides))))
+    return typed(OmegaConf.from_dotlist(list(overrides)))
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def test_the_defaults_are_a_run():
         "objective.lr=1e-5",
         "objective.beta=0",
         "compare_to=ce",
-        "objective.name=sft compare_to=longce objective.window=512",
+        "objective.name=sft compare_to.name=longce compare_to.window=512",
         "objective.name=cdt_longce compare_to=cdt data.seq_length=8192",
         "model.rope_scaling.rope_type=none model.vocab_size=384",
         "model.rope_scaling.rope_type=yarn model.rope_scaling.beta_fast=16 model.rope_scaling.attention_factor=1.2",
@@ -126,16 +126,16 @@ REFUSED = {
     "objective.lr=-1e-5": "set it to a number above 0",
     "compare_to=cdt": "set compare_to=null",
     "objective.name=sft compare_to=ce": "trains what objective.name=sft does",
-    "objective.gamma=3": "objective.gamma=3.0 has no effect with objective.name=cdt: set objective=longce",
     "objective.name=logo": "set data=preferences compare_to=null",
     "data.name=preferences data.path=rows": "set objective=logo compare_to=null",
     "data.name=preferences data.path=rows objective.name=logo compare_to=ce": "compare_to=ce with data.name",
     "data.name=preferences data.path=rows objective.name=logo data.pack=true": "set data.pack=false",
     "data.name=preferences data.path=rows objective.name=logo trainer.micro_batch_size=2": "a row holds a whole",
-    "objective.margin=0.5": "objective.margin=0.5 has no effect with objective.name=cdt: set objective=logo",
     "objective.name=longce objective.internal=0": "set it to a number above 0",
     "objective.name=longce data.seq_length=4096 objective.window=4097": "set objective.window=2048 or less",
-    "compare_to=longce objective.window=2000": "set objective.window=512 or less, or data.seq_length",
+    "compare_to.name=longce compare_to.window=2000": "set objective.window=512 or less, or data.seq_length",
+    "compare_to.name=longce compare_to.beta=2": "compare_to=longce has no beta: it has gamma, internal, name, window",
+    "compare_to=dpo": "compare_to=dpo does not exist: choose compare_to=cdt|cdt_longce|ce|logo|longce|sft",
     "objective.name=longce objective.window=8 parallel.context=2 trainer.devices=2 parallel.context_comm=all_gather": (
         "set parallel.context_comm=p2p or a2a"
     ),

@@ -18,9 +18,10 @@ from nemo_cdt.analysis.observe import Observation, observe
 from nemo_cdt.analysis.samples import CRITICAL, Sample
 from nemo_cdt.analysis.settings import Denoise, NoiseBy, Optimizer
 from nemo_cdt.analysis.subject import Subject
-from nemo_cdt.config import Normalization, Precision
+from nemo_cdt.config import Precision
 from nemo_cdt.data.documents import TokenType
-from nemo_cdt.denoise import Denoising, scores, shift
+from nemo_cdt.objectives.cdt import Normalization
+from nemo_cdt.objectives.cdt.denoise import Denoising, scores, shift
 
 BEFORE, DENOISED, TRAINED = "before", "denoised", "trained"
 
@@ -56,7 +57,7 @@ class Effect:
 def shift_by_hand(
     subject: Subject, observation: Observation, grad_ND: Tensor, setting: Setting, noise: NoiseBy
 ) -> Tensor:
-    """E' - E, fp32 [N, D]: :mod:`nemo_cdt.denoise`'s shift, on the noise tokens that ``noise`` names."""
+    """E' - E, fp32 [N, D]: :mod:`nemo_cdt.objectives.cdt.denoise`'s shift, on the noise tokens that ``noise`` names."""
     grad_SBH, embedding_SBH = grad_ND[:, None], subject.embed(observation.sample.input_ids)[:, None]
     noise_N = torch.as_tensor(noise_tokens(observation, noise), device=grad_ND.device)
     how = Denoising(normalization=setting.normalization, rho=setting.strength)

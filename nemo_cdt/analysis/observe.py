@@ -15,7 +15,7 @@ from nemo_cdt.analysis.attention import KNOWN
 from nemo_cdt.analysis.flow import TYPES, AnswerRows
 from nemo_cdt.analysis.samples import Sample
 from nemo_cdt.analysis.subject import Subject
-from nemo_cdt.denoise import scores
+from nemo_cdt.objectives.cdt.denoise import scores
 
 T = TypeVar("T")
 LINES = 20

@@ -4,7 +4,6 @@ Nothing here imports torch, so that a mistake costs no import of NeMo.
 """
 
 from nemo_cdt.config.files import load, save, typed
-from nemo_cdt.config.objective import DetectionRecompute, Normalization, Objective, ObjectiveName, ThresholdScope
 from nemo_cdt.config.schema import (
     FP8,
     PROFILED_STEP,
@@ -39,7 +38,6 @@ __all__ = [
     "ContextComm",
     "Data",
     "DataName",
-    "DetectionRecompute",
     "Export",
     "Family",
     "Init",
@@ -47,9 +45,6 @@ __all__ = [
     "Lora",
     "LoraTarget",
     "Model",
-    "Normalization",
-    "Objective",
-    "ObjectiveName",
     "Optim",
     "Parallel",
     "Precision",
@@ -57,7 +52,6 @@ __all__ = [
     "RopeScaling",
     "RopeType",
     "Schedule",
-    "ThresholdScope",
     "Trainer",
     "load",
     "save",

@@ -7,6 +7,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from nemo_cdt.config.schema import Config, walk
+from nemo_cdt.objectives.registry import holders
 
 GROUPS_WITHOUT_KEYS = ["experiment"]
 QUOTED = """a value with spaces or signs is quoted for the shell and for Hydra, as 'data.path="my rows.jsonl"'"""
@@ -33,6 +34,8 @@ def _unknown(key: str, schema: Any) -> str:
     parent, _, name = key.rpartition(".")
     if isinstance(dict(walk(schema)).get(parent), dict):
         return f"unknown key {key}: the keys of {parent} are yours, add one as +{key}=VALUE"
+    if parent == "objective" and (of := holders(name)):
+        return f"unknown key {key}: it is of objective={'|'.join(of)}, set one of them or leave it out"
     groups = GROUPS_WITHOUT_KEYS if isinstance(schema, Config) else []
     known = [*groups, *(known_key for known_key, _ in walk(schema))]
     siblings = {sibling.rpartition(".")[2]: sibling for sibling in known if sibling.rpartition(".")[0] == parent}

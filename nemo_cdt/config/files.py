@@ -2,21 +2,27 @@
 
 import re
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nemo_cdt.config.objective import settings_class, without_keys_of_others
 from nemo_cdt.config.schema import Config
 from nemo_cdt.utils.atomic_write import atomic_write
 from nemo_cdt.utils.reading import blamed_on, read_yaml
 
+S = TypeVar("S")
 
-def typed(config: DictConfig | ListConfig, schema: type[Config] = Config) -> Config:
+
+def typed(config: DictConfig | ListConfig, schema: type[S] = Config) -> S:  # type: ignore[assignment]
     """What Hydra or a file composed, as ``schema``. An unknown key or a wrong type is an OmegaConf error."""
     # Merged as a plain dict: a DictConfig to which Hydra's `+key=value` added a key would pass.
     values = _literally(OmegaConf.to_container(config, resolve=True))
-    return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values)))
+    expected = OmegaConf.structured(schema)
+    if "objective" in expected:
+        expected.objective = OmegaConf.structured(settings_class(values.get("objective")))
+    return cast(S, OmegaConf.to_object(OmegaConf.merge(expected, values)))
 
 
 def load(path: str | Path) -> Config:
@@ -29,6 +35,8 @@ def load(path: str | Path) -> Config:
         found = read_yaml(Path(path))
         if not isinstance(found, dict):
             raise ValueError("it holds no keys with values")
+        if isinstance(found.get("objective"), dict):
+            found["objective"] = without_keys_of_others(found["objective"])
         try:
             return typed(OmegaConf.create(_literally(found)))
         except OmegaConfBaseException as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from nemo_cdt.config.launcher import Launcher
-from nemo_cdt.config.objective import Objective, ObjectiveName
+from nemo_cdt.config.objective import default_objective
 from nemo_cdt.utils.enums import StrEnum
 
 PROFILED_STEP = 4
@@ -272,10 +272,12 @@ class Config:
     name: str = "demo"
     output: str = "runs/demo"
     resume: bool = False
-    compare_to: Optional[ObjectiveName] = None  # also train this objective, same seed and data, in OUTPUT/baseline
+    # also train this objective, same seed and data, in OUTPUT/baseline: its name, or {name: ..., KEY: ...}
+    compare_to: Any = None
     report: bool = True
     model: Model = field(default_factory=Model)
-    objective: Objective = field(default_factory=Objective)
+    # The settings of one of nemo_cdt/objectives. None where Hydra begins: conf/objective/NAME.yaml fills it.
+    objective: Any = None
     data: Data = field(default_factory=Data)
     parallel: Parallel = field(default_factory=Parallel)
     trainer: Trainer = field(default_factory=Trainer)
@@ -286,6 +288,10 @@ class Config:
     init: Init = field(default_factory=Init)
     export: Export = field(default_factory=Export)
 
+    def __post_init__(self) -> None:
+        if self.objective is None:
+            self.objective = default_objective()
+
     @property
     def tokenizer(self) -> str:
         """``"byte"``, or the folder of a Hugging Face tokenizer."""
@@ -293,11 +299,6 @@ class Config:
             return self.model.tokenizer
         own = [self.init.hf and Path(self.init.hf), self.init.nemo and Path(self.init.nemo, "context/tokenizer")]
         return next((str(folder) for folder in own if folder and (folder / "tokenizer_config.json").exists()), "byte")
-
-    @property
-    def objectives(self) -> set[ObjectiveName]:
-        """Of this run and of the one beside it."""
-        return {self.objective.name, self.compare_to or self.objective.name}
 
     @property
     def data_parallel(self) -> int:

@@ -7,6 +7,7 @@ MLPs recomputed 11 h and 9 h; with everything recomputed 2 h. QK norm keeps quer
 
 from nemo_cdt.config import Config, ContextComm, Precision, Recompute
 from nemo_cdt.cost import flops
+from nemo_cdt.objectives import objective_of
 
 CHUNK = 2**30
 """fp32 logits of one chunk of rows: :mod:`nemo_cdt.megatron.cross_entropy`."""
@@ -50,7 +51,7 @@ def hidden(config: Config) -> float:
 
 def deltas(config: Config, *, frozen: bool) -> float:
     """A micro-batch's shift; in a pipeline the whole batch's."""
-    if not config.objective.name.denoises:
+    if not objective_of(config).detects:
         return 0.0
     if config.parallel.pipeline == 1:
         return 0.0 if frozen else hidden(config)

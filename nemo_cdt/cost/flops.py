@@ -6,7 +6,7 @@ products beside two).
 
     training              3 F + 3.5 A + 3 H        detection, frozen     2 F + 3.5 A + 2 H
     full recompute        adds F + A               mlp recompute         adds the MLP's share of F
-    LongCE's windows      (K + d) / d forwards, of attention over K + d, of all tokens but a document's first K
+    an objective's own    what its `cost` says
 """
 
 from dataclasses import dataclass
@@ -97,21 +97,6 @@ def of_config(config: Config, recompute: Recompute, *, frozen: bool) -> Work:
         frozen=frozen,
         head_recompute=True,
         mlp_recompute=config.trainer.mlp_chunks > 1,
-    )
-
-
-def windows(config: Config) -> Work:
-    """LongCE's windows, for one token of a document as long as can be; nothing for other objectives."""
-    model, how = config.model, config.objective
-    if not how.name.weighs:
-        return Work(linears=0.0, attention_forward=0.0, attention_backward=0.0, head=0.0)
-    measured = max(0.0, 1 - how.window / attended(config))
-    read = (how.window + how.internal) / how.internal * measured
-    return Work(
-        linears=read * 2 * model.num_layers * (mlp_weights(model) + attention_weights(model)),
-        attention_forward=read * 4 * model.num_layers * model.query_size * keys(model, how.window + how.internal),
-        attention_backward=0.0,
-        head=measured * 2 * head_weights(model),
     )
 
 

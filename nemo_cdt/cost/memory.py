@@ -6,9 +6,11 @@ Every token is taken to be labelled. A point is the head's turn or a layer's, on
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
-from nemo_cdt.config import Config, DetectionRecompute, Precision, Recompute
+from nemo_cdt.config import Config, Precision, Recompute
 from nemo_cdt.cost import activations, flops
 from nemo_cdt.cost.activations import BYTES
+from nemo_cdt.objectives import objective_of
+from nemo_cdt.objectives.cdt.settings import DetectionRecompute, detection_settings
 
 GIB = 2**30
 CONTEXT = 1.5 * GIB
@@ -56,7 +58,7 @@ class Memory:
 def peak(config: Config, detection: Recompute) -> Memory:
     """The highest point of a step whose detection recomputes ``detection``, on the pipeline stage that needs most."""
     points = [_optimizer_step(config, stage) for stage in _ends(config)] + [training_peak(config)]
-    if config.objective.name.denoises:
+    if objective_of(config).detects:
         points.append(detection_peak(config, detection))
     return _highest(points)
 
@@ -73,7 +75,7 @@ def detection_peak(config: Config, recompute: Recompute) -> Memory:
 
 def detection_recompute(config: Config, device_bytes: float) -> tuple[Recompute, str]:
     """The cheapest recomputation of detection that fits, at worst training's own; and why, in one sentence."""
-    asked = config.objective.detection_recompute
+    asked = detection_settings(config.objective).detection_recompute
     if asked is not DetectionRecompute.auto:
         return Recompute(str(asked)), f"detection recomputes {asked}: objective.detection_recompute says so"
     policies = list(Recompute)

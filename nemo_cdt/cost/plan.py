@@ -9,6 +9,7 @@ from nemo_cdt.cost import memory
 from nemo_cdt.cost.cluster import Planned
 from nemo_cdt.cost.memory import GIB, Memory
 from nemo_cdt.cost.steptime import StepTime, step_time
+from nemo_cdt.objectives import objective_of
 from nemo_cdt.validation import validate_layout
 from nemo_cdt.validation.rules import divisors
 
@@ -70,7 +71,7 @@ def _splits(wanted: Planned, held: Collection[str]) -> Iterator[Config]:
     def options(key: str, of: list) -> list:
         return [values[key]] if key in held else of
 
-    packs = wanted.data.pack or wanted.data.name is DataName.preferences or wanted.objective.name.weighs
+    packs = wanted.data.pack or wanted.data.name is DataName.preferences or objective_of(wanted).packs
     sizes = [options(f"parallel.{key}", divisors(gpus)) for key in ("tensor", "context", "pipeline")]
     for tensor, context, pipeline in product(*sizes):
         if tensor > wanted.cluster.gpus_per_node or gpus % (tensor * context * pipeline):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from nemo_cdt.config import Config, ContextComm, Precision, Recompute
 from nemo_cdt.cost import activations, flops, memory
 from nemo_cdt.cost.cluster import Cluster
+from nemo_cdt.objectives import objective_of
 
 P2P_HALF_LENGTH = 3200
 """Tokens a GPU at which ring attention's short kernels would run at half speed: 0.72 of it at 8,192 tokens a GPU, as
@@ -26,7 +27,7 @@ ADAM_TRAFFIC = 32
 class StepTime:
     """Seconds of one step, by part."""
 
-    windows: float  # LongCE's
+    windows: float  # forward passes of the objective's own
     detection: float
     training: float
     bubble: float
@@ -42,10 +43,10 @@ def step_time(config: Config, cluster: Cluster, detection: Recompute) -> StepTim
     """An estimate for the step whose detection recomputes ``detection``."""
     parallel, batches = config.parallel, config.num_microbatches
     detecting = 0.0
-    if config.objective.name.denoises:
+    if objective_of(config).detects:
         detecting = _micro_batch(config, cluster, detection, frozen=True)
     training = _micro_batch(config, cluster, config.trainer.recompute, frozen=False)
-    weighing = _windows(config, cluster)
+    weighing = _own_passes(config, cluster)
     return StepTime(
         windows=batches * weighing,
         detection=batches * detecting,
@@ -64,9 +65,9 @@ def tokens_per_second(config: Config, seconds: float) -> float:
 def mfu(config: Config, cluster: Cluster, seconds: float) -> float:
     """The share of the GPU's peak that goes into both passes' arithmetic, with nothing counted twice."""
     once = flops.useful(config.model, flops.attended(config))
-    if config.objective.name.denoises:
+    if objective_of(config).detects:
         once += flops.useful(config.model, flops.attended(config), frozen=True)
-    once += flops.windows(config).total
+    once += own_cost(config)
     return once * tokens_per_second(config, seconds) / (cluster.peak_tflops * 1e12)
 
 
@@ -89,9 +90,17 @@ def _micro_batch(config: Config, cluster: Cluster, recompute: Recompute, *, froz
     )
 
 
-def _windows(config: Config, cluster: Cluster) -> float:
-    """LongCE's windows of one micro-batch: arithmetic alone, attention at the full sequence's rate."""
-    done, parallel = flops.windows(config), config.parallel
+def own_cost(config: Config) -> float:
+    """FLOPs of one token in forward passes of the objective's own."""
+    done = objective_of(config).cost(config)
+    return done.total if done else 0.0
+
+
+def _own_passes(config: Config, cluster: Cluster) -> float:
+    """Of one micro-batch: arithmetic alone, attention at the full sequence's rate."""
+    done, parallel = objective_of(config).cost(config), config.parallel
+    if done is None:
+        return 0.0
     share = activations.local_tokens(config) / parallel.tensor
     products = (done.linears / parallel.pipeline + done.head) / cluster.gemm_fraction
     attention = done.attention_forward / parallel.pipeline / cluster.attention_forward_fraction

@@ -12,7 +12,8 @@ from nemo_cdt.cost.cluster import Cluster
 from nemo_cdt.cost.memory import GIB
 from nemo_cdt.cost.plan import Plan
 from nemo_cdt.cost.request import Request
-from nemo_cdt.cost.steptime import mfu, tokens_per_second
+from nemo_cdt.cost.steptime import mfu, own_cost, tokens_per_second
+from nemo_cdt.objectives import objective_of
 
 SHOWN = 16
 PARTS = ("parameters", "gradients", "optimizer", "activations", "deltas", "head", "layer", "runtime", "total")
@@ -141,13 +142,13 @@ def _line(rank: int, plan: Plan, cluster: Cluster) -> str:
 
 
 def _denoises(config: Config) -> bool:
-    return config.objective.name.denoises
+    return objective_of(config).detects
 
 
 def _floor(plan: Plan) -> float:
     training = flops.of_config(plan.config, plan.config.trainer.recompute, frozen=False)
     detection = flops.of_config(plan.config, plan.detection, frozen=True)
-    return flops.floor(training, detection) + flops.windows(plan.config).total / training.total
+    return flops.floor(training, detection) + own_cost(plan.config) / training.total
 
 
 def _spelled(value: Any) -> str:

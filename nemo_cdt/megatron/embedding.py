@@ -38,9 +38,9 @@ def watched(embedding: LanguageModelEmbedding | None, seen: Callable[[int, Tenso
 
 
 @contextmanager
-def shifted(embedding: LanguageModelEmbedding | None, deltas: Iterable[Tensor]) -> Iterator[None]:
-    """Adds one delta to each output of the embedding, in order; the table itself goes on learning."""
-    remaining = iter(deltas)
+def shifted(embedding: LanguageModelEmbedding | None, shifts: Iterable[Tensor]) -> Iterator[None]:
+    """Adds one shift to each output of the embedding, in order; the table itself goes on learning."""
+    remaining = iter(shifts)
 
     def add(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
         return output + next(remaining)

@@ -9,13 +9,12 @@ from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
-from nemo_cdt.config import ThresholdScope
-from nemo_cdt.denoise import Segments
 from nemo_cdt.megatron.context import row_positions
 from nemo_cdt.megatron.cross_entropy import Labelled
 
 WHOLE = ("document_lengths", "cu_seqlens")
 """Entries about whole rows; every other one is [b, S] and is cut along S."""
+OF_TRAINING = "of_training."
 
 
 class MicroBatch(dict[str, Tensor]):
@@ -29,9 +28,9 @@ class MicroBatch(dict[str, Tensor]):
     document_lengths: int64 [b, D], tokens of each whole document, padding excluded; 0 past the row's last one.
     cu_seqlens: int32 [D + 1], boundaries of packed documents, only where rows are packed (then b = 1).
     labelled: int64 [n], where a label is trained on, in [s, b] laid out flat.
-    short_loss: float32 [b, s], LongCE's s_j of each target, only where it is trained with.
+    Entries whose name begins with :data:`OF_TRAINING` are an objective's own, for the training pass alone.
 
-    LongCE's windows are micro-batches too, without what only detection and metrics ask for.
+    What an objective runs beside the two passes are micro-batches too, without what only these and metrics ask for.
     """
 
     def __init__(self, entries: dict[str, Tensor], *, row_length: int, longest: int) -> None:
@@ -43,21 +42,9 @@ class MicroBatch(dict[str, Tensor]):
 
     def for_detection(self) -> "MicroBatch":
         """The same batch, whose masked loss is the sum over documents of each one's own mean."""
-        entries = {k: v for k, v in self.items() if k != "short_loss"} | {"loss_mask": self["label_share"]}
+        entries = {k: v for k, v in self.items() if not k.startswith(OF_TRAINING)}
+        entries["loss_mask"] = self["label_share"]
         return MicroBatch(entries, row_length=self.row_length, longest=self.longest)
-
-    def segments(self, scope: ThresholdScope) -> Segments:
-        """Over what one threshold is the mean, in the embedding's layout (sequence first)."""
-        documents_SB = self["documents"].t()
-        rows, per_row = self["document_lengths"].shape
-        row_B = torch.arange(rows, device=documents_SB.device)
-        real_SB = documents_SB >= 0
-        if scope is ThresholdScope.row:  # as the authors' trainer: padding counts, with its gradient of zero
-            count_N = torch.full((rows,), float(self.row_length), dtype=torch.float64, device=documents_SB.device)
-            return Segments(index_SB=row_B.expand_as(documents_SB), real_SB=real_SB, count_N=count_N)
-        count_N = self["document_lengths"].flatten().double()
-        index_SB = torch.where(real_SB, row_B * per_row + documents_SB, rows * per_row)
-        return Segments(index_SB=index_SB, real_SB=real_SB, count_N=count_N)
 
     def labels(self) -> Labelled:
         """What the head predicts, and where; one object, in which the head leaves what it found."""

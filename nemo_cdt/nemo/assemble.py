@@ -33,8 +33,6 @@ from nemo_cdt.config import (
     FP8,
     Config,
     DataName,
-    DetectionRecompute,
-    ObjectiveName,
     Optim,
     Precision,
     Recompute,
@@ -42,14 +40,12 @@ from nemo_cdt.config import (
 )
 from nemo_cdt.cost.memory import detection_recompute
 from nemo_cdt.data.tokenizer import load_tokenizer
-from nemo_cdt.nemo.callback import ContextDenoising, StepMetrics, Truncation
+from nemo_cdt.nemo.callback import ObjectiveCallback, StepMetrics, Truncation
 from nemo_cdt.nemo.checkpoints import initial_checkpoint
 from nemo_cdt.nemo.console import is_first_rank
 from nemo_cdt.nemo.convert import convert
 from nemo_cdt.nemo.data import RowDataModule, data_module
 from nemo_cdt.nemo.evaluation import Evaluation
-from nemo_cdt.nemo.logo import Logo
-from nemo_cdt.nemo.longce import LongCE
 from nemo_cdt.nemo.longppl import judged
 from nemo_cdt.nemo.lora import Adapters, adapters
 from nemo_cdt.nemo.metrics import JsonLinesLogger
@@ -61,6 +57,8 @@ from nemo_cdt.nemo.sample import SampleWriter
 from nemo_cdt.nemo.saving import Checkpoints, TrainingLoop
 from nemo_cdt.nemo.strategy import SynchronizedPrecision, SynchronizedStrategy
 from nemo_cdt.nemo.versions import write_versions
+from nemo_cdt.objectives import objective_of
+from nemo_cdt.objectives.cdt.settings import DetectionRecompute, detection_settings
 from nemo_cdt.utils.atomic_write import new_folder
 
 log = python_logging.getLogger(__name__)
@@ -190,17 +188,15 @@ def _trainer(config: Config, on_gpu: bool, sample: SampleWriter, lora: Adapters 
     settings, validates = config.trainer, config.trainer.val_interval > 0
     tokens = settings.global_batch_size * config.data.seq_length
     packed = config.data.pack or config.data.name is DataName.preferences
-    callbacks: list[L.Callback] = [StepMetrics(tokens, packed=packed)]
-    name, typed, fp8 = config.objective.name, config.data.name is DataName.multihop, settings.fp8 is FP8.detection
-    recompute = _detection(config, on_gpu) if name.denoises or (validates and typed) else None
-    if name is ObjectiveName.logo:
-        callbacks = [Logo(config.objective), *callbacks]
-    if name.weighs:  # what comes later in the list wraps what came before
-        callbacks = [LongCE(config.objective), *callbacks]
-    if name.denoises:
-        callbacks = [ContextDenoising(config.objective, sample.observe, recompute, fp8), sample, *callbacks]
+    objective, typed, fp8 = objective_of(config), config.data.name is DataName.multihop, settings.fp8 is FP8.detection
+    recompute = _detection(config, on_gpu) if objective.detects or (validates and typed) else None
+    callbacks: list[L.Callback] = [
+        ObjectiveCallback(objective, sample.observe if objective.detects else None, recompute, fp8),
+        *([sample] if objective.detects else []),
+        StepMetrics(tokens, packed=packed, before=[one.metric for one in objective.PASSES]),
+    ]
     if validates:
-        scope = config.objective.threshold_scope
+        scope = detection_settings(config.objective).threshold_scope
         callbacks.append(Evaluation(typed=typed, scope=scope, recompute=recompute, fp8=fp8))
     if lora:
         callbacks.insert(0, lora)
@@ -236,7 +232,7 @@ def _detection(config: Config, on_gpu: bool) -> Recompute:
     device = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory if on_gpu else None
     chosen, why = detection_recompute(config, device or psutil.virtual_memory().total / config.trainer.devices)
     if (
-        config.objective.detection_recompute is DetectionRecompute.auto
+        detection_settings(config.objective).detection_recompute is DetectionRecompute.auto
         and config.trainer.recompute is not Recompute.none
     ):
         log.info(why)

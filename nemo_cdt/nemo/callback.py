@@ -1,9 +1,9 @@
-"""Context denoising as a Lightning callback: puts the two-pass schedule in NeMo's training step, logs what it did."""
+"""An objective as a Lightning callback: its schedule in NeMo's training step, and what a step logs, whatever it is."""
 
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -12,11 +12,11 @@ import torch
 from megatron.core import parallel_state
 from nemo.lightning.megatron_parallel import MegatronStep
 
-from nemo_cdt.config import Objective, Recompute
-from nemo_cdt.denoise import Denoising
-from nemo_cdt.megatron.detection import Detection, Detector, Groups
+from nemo_cdt.config import Recompute
+from nemo_cdt.megatron.engine import Engine
+from nemo_cdt.megatron.groups import Groups
 from nemo_cdt.megatron.microbatch import MicroBatch, take
-from nemo_cdt.megatron.schedule import TwoPassSchedule
+from nemo_cdt.objectives import Objective
 
 logger = logging.getLogger("nemo_cdt")
 
@@ -41,17 +41,20 @@ def wrapped(step: MegatronStep, wrap: Callable[[Callable], Callable]) -> Wrapped
     )
 
 
-class ContextDenoising(L.Callback):
-    """Trains with CDT: each training step detects noise and trains on the denoised embeddings; validation is plain.
+class ObjectiveCallback(L.Callback):
+    """Trains with an objective: its schedule runs in NeMo's training step, and what a step did is logged.
 
-    recompute: what detection's backward computes again; None is what training's does.
-    fp8: whether detection is in FP8.
+    Args:
+        objective: what is trained.
+        observer: is shown what it detects, where it detects.
+        recompute: what detection's backward computes again; None is what training's does.
+        fp8: whether detection is in FP8.
     """
 
     def __init__(
         self,
         objective: Objective,
-        observer: Callable[[Detection], None] | None = None,
+        observer: Callable[[Any], None] | None = None,
         recompute: Recompute | None = None,
         fp8: bool = False,
     ) -> None:
@@ -59,63 +62,29 @@ class ContextDenoising(L.Callback):
         self.observer = observer
         self.recompute = recompute
         self.fp8 = fp8
-        self.detector: Detector  # of the layout, so not before training starts
-        self._told: set[str] = set()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        objective = self.objective
-        self.detector = Detector(
-            Denoising(normalization=objective.normalization, epsilon=objective.epsilon, rho=objective.rho),
-            objective.threshold_scope,
-            lambda: objective.beta * (_learning_rate(trainer) if objective.lr == "scheduled" else objective.lr),
-            Groups.of_megatron(pl_module.config.sequence_parallel),
-            self.observer,
+        lent = Engine(
+            take=take,
+            groups=Groups.of_megatron(pl_module.config.sequence_parallel),
+            pipelined=parallel_state.get_pipeline_model_parallel_world_size() > 1,
+            hidden_size=pl_module.config.hidden_size,
+            learning_rate=lambda: trainer.optimizers[0].param_groups[0]["lr"],
+            recompute=self.recompute,
+            fp8=self.fp8,
+            observe=self.observer,
         )
+        self.objective.start(lent)
 
     def on_megatron_step_start(self, step: MegatronStep) -> MegatronStep:
-        if step.forward_only:
-            return step
-        return wrapped(step, self._wrap)
-
-    def _wrap(self, schedule: Callable) -> TwoPassSchedule:
-        pipelined = parallel_state.get_pipeline_model_parallel_world_size() > 1
-        return TwoPassSchedule(
-            schedule, self.detector, take, pipelined=pipelined, recompute=self.recompute, fp8=self.fp8
-        )
+        return step if step.forward_only else wrapped(step, self.objective.wrap)
 
     def on_megatron_step_end(self, step: MegatronStep) -> None:
         if step.forward_only:
             return
-        sums, detection_time = self.detector.take_sums()
-        metrics = {
-            "detection_loss": _ratio(sums["detection_loss"], sums["documents"]),
-            "noise_fraction": _ratio(sums["noise"], sums["tokens"]),
-            "threshold": _ratio(sums["threshold"], sums["segments"]),
-            "delta_to_embedding": _ratio(sums["relative_shift"], sums["noise"]),
-            "changed_fraction": _ratio(sums["changed"], sums["tokens"] * step.pl_module.config.hidden_size),
-            "detection_time": detection_time,
-        }
-        self._warn(metrics, sums)
-        for name, value in metrics.items():
-            step.pl_module.log(name, value, batch_size=1, prog_bar=name == "noise_fraction")
-
-    def _warn(self, metrics: dict[str, float], sums: dict[str, float]) -> None:
-        if sums["silent"]:
-            self._once(
-                "documents whose embedding gradient is zero everywhere: they have no noise and are trained on as is"
-            )
-        if metrics["noise_fraction"] == 0:
-            self._once("no token is noise in this step: it trains as plain cross-entropy")
-        elif metrics["changed_fraction"] == 0 and metrics["delta_to_embedding"] > 0:
-            self._once(
-                "denoising changes no embedding element at this precision: training equals plain cross-entropy. Set "
-                "model.fp32_residual=true, objective.normalization=relative, or a larger objective.beta"
-            )
-
-    def _once(self, message: str) -> None:
-        if message not in self._told:
-            self._told.add(message)
-            logger.warning("CDT: %s", message)
+        on_bar = {metric.name for metric in self.objective.METRICS if metric.on_bar}
+        for name, value in self.objective.metrics().items():
+            step.pl_module.log(name, value, batch_size=1, prog_bar=name in on_bar)
 
 
 class StepMetrics(L.Callback):
@@ -126,8 +95,10 @@ class StepMetrics(L.Callback):
 
     MUCH = 0.25
 
-    def __init__(self, tokens_per_step: int, *, packed: bool) -> None:
+    def __init__(self, tokens_per_step: int, *, packed: bool, before: Sequence[str] = ()) -> None:
+        """``before``: the metrics in which a step's passes before training's log their seconds."""
         self.tokens_per_step = tokens_per_step
+        self.before = before
         self._told = packed
         self._start = 0.0
         self._padding: torch.Tensor | int = 0  # on the device
@@ -138,7 +109,7 @@ class StepMetrics(L.Callback):
         self._padding, self._positions = 0, 0
 
     def on_megatron_microbatch_start(self, step: MegatronStep, batch: MicroBatch) -> None:
-        """Both passes of CDT come here, which the share of padding does not notice, and LongCE's windows."""
+        """All passes of a step come here: of CDT's two the share of padding notices nothing."""
         if not step.forward_only and "documents" in batch:
             self._padding += (batch["documents"] < 0).sum()
             self._positions += batch["documents"].numel()
@@ -151,9 +122,7 @@ class StepMetrics(L.Callback):
         pl_module.log("padding_fraction", self._padding / self._positions, batch_size=1, sync_dist=True)
         if not self._told:
             self._tell(float(trainer.callback_metrics["padding_fraction"]))
-        before = [
-            trainer.callback_metrics[k] for k in ("detection_time", "window_time") if k in trainer.callback_metrics
-        ]
+        before = [trainer.callback_metrics[name] for name in self.before]
         if before:
             pl_module.log("training_time", step_time - float(sum(before)), batch_size=1)
         if torch.cuda.is_available():
@@ -182,11 +151,3 @@ class Truncation(L.Callback):
                 metrics.log_metrics(
                     {"truncated_documents": documents, "truncated_tokens": tokens}, step=trainer.global_step - 1
                 )
-
-
-def _learning_rate(trainer: L.Trainer) -> float:
-    return trainer.optimizers[0].param_groups[0]["lr"]
-
-
-def _ratio(total: float, count: float) -> float:
-    return total / count if count else 0.0

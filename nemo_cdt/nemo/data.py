@@ -14,7 +14,7 @@ from nemo.lightning.data import WrappedDataLoader
 from nemo.lightning.pytorch.plugins import MegatronDataSampler
 from transformers import PreTrainedTokenizerFast
 
-from nemo_cdt.config import Config, Data, DataName, ObjectiveName
+from nemo_cdt.config import Config, Data, DataName
 from nemo_cdt.data.documents import Documents
 from nemo_cdt.data.order import Shuffled, Subset
 from nemo_cdt.data.preferences import REJECTED, PreferenceRows
@@ -22,6 +22,7 @@ from nemo_cdt.data.rows import PackedRows, Rows
 from nemo_cdt.data.split import load_documents
 from nemo_cdt.megatron.indexed import IndexedDocuments
 from nemo_cdt.nemo.pretraining import BookDataModule
+from nemo_cdt.objectives import objectives_of
 from nemo_cdt.prepared import TRAIN, VALIDATION, read_summary
 
 logger = logging.getLogger("nemo_cdt")
@@ -74,7 +75,7 @@ def load_rows(config: Config, tokenizer: PreTrainedTokenizerFast, vocab_size: in
             seed=seed,
             max_documents=documents,
             vocab_size=vocab_size,
-            prompted=ObjectiveName.sft in config.objectives,
+            prompted=any(one.prompted for one in objectives_of(config)),
         )
     held_out = Rows(validation, data.seq_length)
     if data.name is DataName.preferences:

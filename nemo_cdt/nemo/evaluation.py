@@ -11,13 +11,15 @@ from megatron.core import parallel_state
 from nemo.lightning.megatron_parallel import MegatronStep
 from torch import Tensor
 
-from nemo_cdt.config import Recompute, ThresholdScope
+from nemo_cdt.config import Recompute
 from nemo_cdt.data.documents import TokenType
-from nemo_cdt.denoise import Denoising
-from nemo_cdt.megatron.detecting import DetectingSchedule
-from nemo_cdt.megatron.detection import Detection, Detector, Groups
+from nemo_cdt.megatron.groups import Groups
 from nemo_cdt.megatron.microbatch import MicroBatch, take
 from nemo_cdt.nemo.callback import wrapped
+from nemo_cdt.objectives.cdt.denoise import Denoising
+from nemo_cdt.objectives.cdt.detection import Detection, Detector
+from nemo_cdt.objectives.cdt.settings import ThresholdScope
+from nemo_cdt.objectives.cdt.validation_schedule import ValidationSchedule
 
 FACTS = (TokenType.supporting, TokenType.interference)
 """The token types that detection should leave alone, where the data knows them."""
@@ -53,13 +55,13 @@ class Evaluation(L.Callback):
             return step
         return wrapped(step, functools.partial(self._detecting, step.pl_module.config.sequence_parallel))
 
-    def _detecting(self, sequence_parallel: bool, schedule: Callable) -> DetectingSchedule:
+    def _detecting(self, sequence_parallel: bool, schedule: Callable) -> ValidationSchedule:
         groups = Groups.of_megatron(sequence_parallel)
         counted = groups.tensor is not None or parallel_state.get_tensor_model_parallel_rank() == 0
         observer = self._count_types if counted else None  # else each tensor-parallel rank sees the same tokens
         detector = Detector(Denoising(), self.scope, lambda: 0.0, groups, observer)
         pipelined = parallel_state.get_pipeline_model_parallel_world_size() > 1
-        return DetectingSchedule(schedule, detector, take, pipelined=pipelined, recompute=self.recompute, fp8=self.fp8)
+        return ValidationSchedule(schedule, detector, take, pipelined=pipelined, recompute=self.recompute, fp8=self.fp8)
 
     def _count_types(self, detection: Detection) -> None:
         real_SB = detection.share(detection.batch["documents"].t()) >= 0

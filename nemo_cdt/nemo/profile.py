@@ -18,8 +18,7 @@ from torch.autograd.profiler_util import FunctionEvent, Interval
 from torch.profiler import profile, record_function, schedule
 
 from nemo_cdt.config import PROFILED_STEP
-from nemo_cdt.megatron.detection import DENOISING, DETECTION
-from nemo_cdt.megatron.windows import WINDOWS
+from nemo_cdt.megatron.marks import DENOISING, DETECTION, WINDOWS
 
 logger = logging.getLogger("nemo_cdt")
 

@@ -11,7 +11,7 @@ from megatron.core import parallel_state
 from transformers import PreTrainedTokenizerFast
 
 from nemo_cdt.data.tokenizer import token_texts
-from nemo_cdt.megatron.detection import Detection
+from nemo_cdt.objectives.cdt.detection import Detection
 
 
 class SampleWriter(L.Callback):
@@ -27,7 +27,7 @@ class SampleWriter(L.Callback):
 
     def observe(self, detection: Detection) -> None:
         # without the shift, which is as large as the embedding
-        self._last = replace(detection, delta_SBH=detection.delta_SBH.new_empty(0))
+        self._last = replace(detection, shift_SBH=detection.shift_SBH.new_empty(0))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         mine = self._tokens() if self._last and parallel_state.get_data_parallel_rank() == 0 else {}

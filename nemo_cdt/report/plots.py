@@ -10,16 +10,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from nemo_cdt.objectives import objective_of
 from nemo_cdt.report.run import Run, Series
 
 # Okabe and Ito's colours: told apart with any colour vision; line styles differ besides.
 RUN, BASELINE, BEFORE = "#0072B2", "#D55E00", "#009E73"
-PASSES = {
-    "window_time": ("windows", "#E69F00"),
-    "detection_time": ("detection pass", BEFORE),
-    "training_time": ("training pass, optimizer", RUN),
-}
-"""Of a step, in their order: the metric, its name and colour."""
+BEFORE_TRAINING = (BEFORE, "#E69F00", "#CC79A7")
+"""Colours of the passes of a step before its training pass, the last of them first."""
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
@@ -163,19 +160,14 @@ def _time(run: Run) -> Picture | None:
         return None
     figure, axes = _axes("seconds a step")
     caption = "Wall-clock time of a step. The first one includes start-up and may leave the picture."
-    passes = [key for key in PASSES if key in series]
-    if len(passes) > 1:
-        names, colors = zip(*(PASSES[key] for key in passes), strict=True)
-        columns = [series[key] for key in passes]
+    passes = [one for one in objective_of(run.config).PASSES if one.metric in series]
+    if passes and "training_time" in series:
+        names = [*(one.title for one in passes), "training pass, optimizer"]
+        colors = [*reversed(BEFORE_TRAINING[: len(passes)]), RUN]
+        columns = [series[key] for key in (*(one.metric for one in passes), "training_time")]
         axes.stackplot(series["step"], *columns, labels=names, colors=colors, alpha=0.8, linewidth=0)
-    if "window_time" in passes:
-        caption += " LongCE first reads each text again in short windows, forward only, to weigh its tokens."
-    if "detection_time" in passes:
-        caption += (
-            " CDT runs the model twice a step: once with frozen weights to find the noise, once to train. "
-            "Frozen weights need no gradients, so the first run is the cheaper one."
-        )
-    if len(passes) < 2:
+        caption += "".join(f" {one.sentence}" for one in passes)
+    else:
         _curve(axes, series, "step_time", run.label, RUN, "-")
     if run.baseline is not None:
         _curve(axes, run.baseline.training, "step_time", run.baseline.label, BASELINE, "--")

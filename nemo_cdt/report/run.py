@@ -11,7 +11,8 @@ import numpy as np
 
 from nemo_cdt.config import Config, load
 from nemo_cdt.data.documents import TokenType
-from nemo_cdt.describe import NAMES, describe
+from nemo_cdt.describe import describe
+from nemo_cdt.objectives import objective_of
 from nemo_cdt.utils.reading import FileError, blamed_on, metrics_row, read_json, read_lines
 
 Series = dict[str, np.ndarray]
@@ -43,7 +44,11 @@ class Run:
 
     @property
     def label(self) -> str:
-        return NAMES[self.config.objective.name]
+        return objective_of(self.config).label
+
+    @property
+    def about(self) -> str:
+        return objective_of(self.config).about
 
 
 def read_run(folder: Path) -> Run:
@@ -149,7 +154,7 @@ def _what_is_missing(run: Run) -> list[str]:
     remarks = []
     if run.baseline is None:
         remarks.append("No baseline in this run, so its curves stand alone (compare_to=ce trains one beside it).")
-    if not run.config.objective.name.denoises:
+    if not objective_of(run.config).detects:
         remarks.append(f"{run.label} detects no noise, so there is no noise, threshold or strength to show.")
     elif run.sample is None:
         remarks.append("No sample.json in this run, so there is no token heat map.")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nemo_cdt.config import Normalization
 from nemo_cdt.describe import describe
+from nemo_cdt.objectives import objective_of
+from nemo_cdt.objectives.cdt import Normalization
 from nemo_cdt.report.run import Run, Series
 
 HARDLY_ANYTHING = 1e-4
@@ -16,25 +17,14 @@ HARDLY_ANYTHING = 1e-4
 
 Best = Callable[[np.ndarray], int] | None
 
+BEST: dict[str | None, Best] = {"lowest": np.nanargmin, "highest": np.nanargmax, None: None}
 METRICS: dict[str, tuple[str, Best]] = {
     "loss": ("training loss", np.nanargmin),
-    "detection_loss": ("training loss before denoising", np.nanargmin),
     "val_loss": ("validation loss", np.nanargmin),
     "val_perplexity": ("validation perplexity", np.nanargmin),
     "val_accuracy": ("right answers in validation, fraction", np.nanargmax),
     "val_critical_supporting": ("supporting tokens among the critical, fraction", None),
     "val_base_supporting": ("supporting tokens among all, fraction", None),
-    "preference_loss": ("preference loss", np.nanargmin),
-    "advantage": ("chosen over rejected, mean log-probability", None),
-    "preferred": ("preferences that hold, fraction", None),
-    "weighted_loss": ("training loss, weighted", np.nanargmin),
-    "weight": ("LongCE weight, mean", None),
-    "capped_fraction": ("LongCE weights at their cap, fraction", None),
-    "measured_fraction": ("labelled tokens in a window, fraction", None),
-    "noise_fraction": ("noise fraction", None),
-    "threshold": ("detection threshold", None),
-    "delta_to_embedding": ("shift, ‖δ‖ / ‖E‖", None),
-    "changed_fraction": ("embedding elements changed, fraction", None),
     "grad_norm": ("gradient norm", None),
     "lr": ("learning rate", None),
     "step_time": ("step time, s", np.nanargmin),
@@ -86,8 +76,14 @@ def again(run: Run, folder: Path) -> str:
 
 
 def table(run: Run) -> list[Row]:
-    rows = [Row(name=name, cells=_cells(run, key, best)) for key, (name, best) in METRICS.items()]
+    rows = [Row(name=name, cells=_cells(run, key, best)) for key, (name, best) in _metrics(run).items()]
     return [row for row in rows if any(cell != "—" for cell in row.cells)]
+
+
+def _metrics(run: Run) -> dict[str, tuple[str, Best]]:
+    """What every run logs, and what the run's objective does, behind the loss."""
+    own = {metric.name: (metric.title, BEST[metric.best]) for metric in objective_of(run.config).METRICS}
+    return {"loss": METRICS["loss"]} | own | METRICS
 
 
 def notice(run: Run) -> str | None:

@@ -4,6 +4,7 @@ import math
 
 from nemo_cdt.config import Config, ContextComm, DataName, Model, Parallel
 from nemo_cdt.config.launcher import LauncherName
+from nemo_cdt.objectives import objectives_of
 from nemo_cdt.validation.memory import check_fp8, check_memory, check_profile
 from nemo_cdt.validation.rules import listed, nearest, require, yaml
 
@@ -147,7 +148,7 @@ def _check_packing(config: Config) -> None:
         "a packed row holds several documents already",
     )
     comm, window, context = config.parallel.context_comm, config.model.sliding_window, config.parallel.context
-    packed = data.pack or preferences or any(name.weighs for name in config.objectives)
+    packed = data.pack or preferences or any(one.packs for one in objectives_of(config))
     require(
         not packed or window is None or context == 1,
         f"model.sliding_window={window} with parallel.context={context} and packed rows (data.pack={yaml(data.pack)}, "
@@ -161,9 +162,9 @@ def _check_packing(config: Config) -> None:
         "set parallel.context_comm=p2p or a2a",
     )
     require(
-        comm is not ContextComm.all_gather or not any(name.weighs for name in config.objectives),
+        preferences or comm is not ContextComm.all_gather or not any(one.packs for one in objectives_of(config)),
         f"parallel.context_comm={comm} with objective.name={config.objective.name}: Transformer Engine takes no packed "
-        "rows there, which LongCE's windows are, set parallel.context_comm=p2p or a2a",
+        "rows there, which this objective runs, set parallel.context_comm=p2p or a2a",
     )
     require(
         data.document_length is None or data.document_length <= data.seq_length,

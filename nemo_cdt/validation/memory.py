@@ -1,6 +1,8 @@
 """What saves memory or arithmetic, where it can."""
 
-from nemo_cdt.config import FP8, PROFILED_STEP, Config, DetectionRecompute, ObjectiveName, Precision, Recompute, Trainer
+from nemo_cdt.config import FP8, PROFILED_STEP, Config, Precision, Recompute, Trainer
+from nemo_cdt.objectives import objectives_of
+from nemo_cdt.objectives.cdt.settings import DetectionRecompute, detection_settings
 from nemo_cdt.validation.rules import nearest, require
 
 FP8_MULTIPLE = 16
@@ -19,7 +21,7 @@ def check_memory(config: Config) -> None:
         f"trainer.offload_activations={layers} needs trainer.recompute=none (here {trainer.recompute}) and "
         f"parallel.pipeline=1 (here {pipeline}), or set trainer.offload_activations=0",
     )
-    detection = config.objective.detection_recompute
+    detection = detection_settings(config.objective).detection_recompute
     full = trainer.recompute is Recompute.full or detection is DetectionRecompute.full
     require(
         trainer.mlp_chunks == 1 or full,
@@ -46,7 +48,7 @@ def check_fp8(config: Config) -> None:
     fp8, given = trainer.fp8, f"trainer.fp8={trainer.fp8}"
     if fp8 is FP8.none:
         return
-    denoises = any(name.denoises for name in config.objectives)
+    denoises = any(one.detects for one in objectives_of(config))
     require(
         fp8 is FP8.both or denoises,
         f"{given} has no effect with objective.name={config.objective.name}, which detects nothing: "
@@ -58,7 +60,7 @@ def check_fp8(config: Config) -> None:
         ("trainer.offload_activations", trainer.offload_activations, 0),
     ):
         require(value == wanted, f"{given} with {key}={value}: set {key}={wanted}, or trainer.fp8=none")
-    other = next((name for name in config.objectives if name.weighs or name is ObjectiveName.logo), None)
+    other = next((one.settings.name for one in objectives_of(config) if not one.fp8), None)
     require(fp8 is FP8.detection or other is None, f"{given} with objective {other}: set trainer.fp8=none")
     widths = {"model.hidden_size": model.hidden_size, "model.ffn_hidden_size": model.ffn_hidden_size}
     for key, width in (widths | {"all heads' queries": model.query_size, "all groups' keys": model.key_size}).items():

@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 from nemo_cdt.checkpoint.pretrained import INDEX, read_config, weight_files
-from nemo_cdt.config import Config, Data, DataName, Family, Lora, LoraTarget, ObjectiveName, walk
+from nemo_cdt.config import Config, Data, DataName, Family, Lora, LoraTarget, walk
+from nemo_cdt.objectives import objectives_of
 from nemo_cdt.prepared import TRAIN, VALIDATION, fingerprint, read_summary
 from nemo_cdt.utils.reading import entry
 from nemo_cdt.validation.layout import check_vocabulary
@@ -103,7 +104,7 @@ def _check_prepared(config: Config) -> None:
     train, held_out = summary[TRAIN], summary[VALIDATION]
     limit = data.document_length or data.seq_length
     require(
-        ObjectiveName.sft not in config.objectives or train["unprompted"] == 0,
+        not any(one.prompted for one in objectives_of(config)) or train["unprompted"] == 0,
         f"objective=sft trains on answers alone, but {train['unprompted']} documents of data.path={folder} are "
         "labelled throughout: set objective=ce",
     )

@@ -1,7 +1,6 @@
 """Values that no layout and no data could make right."""
 
 import math
-from collections.abc import Iterable
 
 from nemo_cdt.config import (
     Config,
@@ -9,12 +8,11 @@ from nemo_cdt.config import (
     Family,
     LongPPL,
     Model,
-    Objective,
-    ObjectiveName,
     RopeScaling,
     RopeType,
     walk,
 )
+from nemo_cdt.objectives import Objective, names, objective_class, objectives_of
 from nemo_cdt.validation.rules import listed, nearest, require, yaml
 
 MAY_BE_ZERO = {
@@ -55,8 +53,6 @@ OF_ROPE_TYPE = {  # of model.rope_scaling, what the other type has no use for
     RopeType.llama3: ("low_freq_factor", "high_freq_factor"),
     RopeType.yarn: ("beta_fast", "beta_slow", "attention_factor"),
 }
-OF_LONGCE = ("window", "internal", "gamma")
-OF_LOGO = ("preference_beta", "margin", "sft_weight")
 
 
 def validate_values(config: Config) -> None:
@@ -134,20 +130,41 @@ def _check_rope(scaling: RopeScaling) -> None:
 
 
 def _check_objective(config: Config) -> None:
-    lr = config.objective.lr
-    number = isinstance(lr, (int, float)) and not isinstance(lr, bool)
-    require(lr == "scheduled" or number, f"objective.lr={lr}: set it to scheduled or to a number above 0")
+    mine, *beside = objectives_of(config)
+    name = config.objective.name
+    for other in beside:
+        require(
+            other.settings.name != name,
+            f"compare_to={name} is objective.name itself: set compare_to=null",
+        )
+        require(
+            (type(mine).wrap, mine.METRICS) != (type(other).wrap, other.METRICS),
+            f"compare_to={other.settings.name} trains what objective.name={name} does: sft is ce on data "
+            "whose prompts are masked, set compare_to=null",
+        )
+    for key, objective in zip(("objective.name", "compare_to"), [mine, *beside], strict=False):
+        _check_preferences(config, key, objective)
+        objective.check(config)
+
+
+def _check_preferences(config: Config, key: str, objective: Objective) -> None:
+    data = config.data
+    others = "|".join(name for name in names() if objective_class(name).preferences)
     require(
-        config.compare_to != config.objective.name,
-        f"compare_to={config.compare_to} is objective.name itself: set compare_to=null",
+        objective.preferences == (data.name is DataName.preferences),
+        f"{key}={objective.settings.name} with data.name={data.name}: logo, and it alone, trains on preferences, set "
+        f"{'data=preferences' if objective.preferences else f'objective={others}'} compare_to=null",
     )
-    require(
-        config.objectives != {ObjectiveName.ce, ObjectiveName.sft},
-        f"compare_to={config.compare_to} trains what objective.name={config.objective.name} does: sft is ce on data "
-        "whose prompts are masked, set compare_to=null",
-    )
-    _check_longce(config)
-    _check_logo(config)
+    if data.name is DataName.preferences:
+        for name, value, only in (
+            ("pack", data.pack, "false"),
+            ("document_length", data.document_length, "null"),
+            ("truncate", data.truncate, "false"),
+        ):
+            require(
+                not value,
+                f"data.{name}={value} with data=preferences, whose rows hold whole answers: set data.{name}={only}",
+            )
 
 
 def _check_longppl(config: Config) -> None:
@@ -166,48 +183,6 @@ def _check_longppl(config: Config) -> None:
         f"longppl.context={how.context}, but documents have at most {longest} tokens, so that none is key: set "
         f"longppl.context={longest // 2} or less, or data.seq_length",
     )
-
-
-def _check_longce(config: Config) -> None:
-    objective = config.objective
-    if not any(name.weighs for name in config.objectives):
-        _check_unused(objective, OF_LONGCE, "longce")
-        return
-    longest = (config.data.document_length or config.data.seq_length) + 1
-    require(
-        objective.window < longest,
-        f"objective.window={objective.window}, but documents have at most {longest} tokens: LongCE would weigh none, "
-        f"set objective.window={longest // 2} or less, or data.seq_length",
-    )
-
-
-def _check_logo(config: Config) -> None:
-    objective, data = config.objective, config.data
-    if ObjectiveName.logo not in config.objectives:
-        _check_unused(objective, OF_LOGO, "logo")
-    for key, name in (("objective.name", objective.name), ("compare_to", config.compare_to or objective.name)):
-        require(
-            (name is ObjectiveName.logo) == (data.name is DataName.preferences),
-            f"{key}={name} with data.name={data.name}: logo, and it alone, trains on preferences, set "
-            f"{'data=preferences' if name is ObjectiveName.logo else 'objective=logo'} compare_to=null",
-        )
-    if data.name is DataName.preferences:
-        for key, value, only in (
-            ("pack", data.pack, "false"),
-            ("document_length", data.document_length, "null"),
-            ("truncate", data.truncate, "false"),
-        ):
-            require(
-                not value,
-                f"data.{key}={value} with data=preferences, whose rows hold whole answers: set data.{key}={only}",
-            )
-
-
-def _check_unused(objective: Objective, names: Iterable[str], of: str) -> None:
-    default = Objective()
-    values = {name: getattr(objective, name) for name in names}
-    unused = [f"objective.{name}={value}" for name, value in values.items() if value != getattr(default, name)]
-    require(not unused, f"{' '.join(unused)} has no effect with objective.name={objective.name}: set objective={of}")
 
 
 def _check_optim(config: Config) -> None:

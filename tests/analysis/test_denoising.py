@@ -24,7 +24,8 @@ from nemo_cdt.analysis.estimate import estimate
 from nemo_cdt.analysis.observe import observe
 from nemo_cdt.analysis.samples import CRITICAL
 from nemo_cdt.analysis.settings import Denoise, NoiseBy, Optimizer
-from nemo_cdt.config import Normalization, Precision
+from nemo_cdt.config import Precision
+from nemo_cdt.objectives.cdt import Normalization
 from tests.analysis.models import eager, textbook, watched
 from tests.analysis.test_flow import TOP_K, relative, sample
 

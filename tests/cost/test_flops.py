@@ -2,9 +2,11 @@ from dataclasses import replace
 
 import pytest
 
-from nemo_cdt.config import Config, Data, Objective, ObjectiveName, Recompute
-from nemo_cdt.cost.flops import attended, floor, keys, useful, windows, work
+from nemo_cdt.config import Config, Data, Recompute
+from nemo_cdt.cost.flops import attended, floor, keys, useful, work
+from nemo_cdt.objectives import objective_of
 from tests.cost.models import LLAMA31_8B, LLAMA31_70B, MISTRAL_7B, QWEN3_8B
+from tests.runs import settings_of
 
 LENGTHS = [8192, 16384, 32768, 65536, 131072]
 FULL, MLP = Recompute.full, Recompute.selective
@@ -75,13 +77,13 @@ def test_mlps_in_chunks_are_computed_once_more_where_layers_are_recomputed():
 def test_windows_cost_the_forwards_that_they_are():
     """28 windows of 5,120 tokens at 32,768, 124 at 131,072 (method.md)."""
     for length, count in {32768: 28, 131072: 124}.items():
-        objective = Objective(name=ObjectiveName.longce)
-        found = windows(Config(model=LLAMA31_8B, objective=objective, data=Data(seq_length=length)))
+        config = Config(model=LLAMA31_8B, objective=settings_of("longce"), data=Data(seq_length=length))
+        found = objective_of(config).cost(config)
         forwards = count * 5120 / length
         assert found.linears == pytest.approx(forwards * work(LLAMA31_8B, 1).linears / 3)
         assert found.attention_forward == pytest.approx(forwards * work(LLAMA31_8B, 5120).attention_forward)
         assert found.head == pytest.approx(count * 1024 / length * work(LLAMA31_8B, 1).head / 3)
-    assert windows(Config()).total == 0
+    assert objective_of(Config()).cost(Config()) is None
 
 
 @pytest.mark.parametrize("window", [1, 100, 1000, 5000, None])

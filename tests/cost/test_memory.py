@@ -5,9 +5,6 @@ import pytest
 from nemo_cdt.config import (
     Config,
     Data,
-    DetectionRecompute,
-    Objective,
-    ObjectiveName,
     Optim,
     Parallel,
     Precision,
@@ -15,6 +12,8 @@ from nemo_cdt.config import (
     Trainer,
 )
 from nemo_cdt.cost.memory import GIB, detection_peak, detection_recompute, peak, stage_parameters, training_peak
+from nemo_cdt.objectives import Settings
+from nemo_cdt.objectives.cdt import DetectionRecompute
 from tests.cost.models import (
     LLAMA3_8B,
     LLAMA31_8B,
@@ -24,6 +23,7 @@ from tests.cost.models import (
     QWEN3_8B,
     QWEN25_7B,
 )
+from tests.runs import settings_of
 
 NONE, MLP, FULL = Recompute
 PUBLISHED = {  # gigabytes a GPU at 131,072 tokens, performance.md section 3.2, of which 4 are the runtime's
@@ -42,7 +42,7 @@ def llama(
     gpus: int = 1,
     recompute: Recompute = NONE,
     batch: int = 1,
-    objective: Objective | None = None,
+    objective: Settings | None = None,
     grad_dtype: Precision = Precision.fp32,
     offload: float = 0.0,
     offload_activations: int = 0,
@@ -52,7 +52,7 @@ def llama(
     return Config(
         model=LLAMA31_8B,
         data=Data(seq_length=length),
-        objective=objective or Objective(),
+        objective=objective or settings_of(),
         optim=Optim(offload=offload),
         parallel=Parallel(**parallel, sequence=parallel.get("tensor", 1) > 1),
         trainer=Trainer(
@@ -147,13 +147,13 @@ def test_the_mlp_in_chunks_leaves_a_layers_backward_little():
 
 
 def test_a_pipeline_keeps_the_deltas_of_the_whole_batch_on_its_first_stage():
-    objective = Objective(name=ObjectiveName.cdt)
+    objective = settings_of("cdt")
     for virtual in (None, 2):
         config = llama(gpus=4, pipeline=4, batch=16, recompute=FULL, virtual_pipeline=virtual, objective=objective)
 
         assert training_peak(config).deltas == 16 * GIB  # 131,072 tokens of 4,096 bf16 values are one GiB
     assert training_peak(llama(batch=16)).deltas == GIB
-    assert training_peak(llama(batch=16, objective=Objective(name=ObjectiveName.ce))).deltas == 0
+    assert training_peak(llama(batch=16, objective=settings_of("ce"))).deltas == 0
 
 
 def test_interleaving_keeps_more_layers_alive_than_one_stage_each():
@@ -195,6 +195,6 @@ def test_detection_recomputes_the_least_that_fits_and_at_worst_what_training_doe
 
 
 def test_detection_recomputes_what_is_asked():
-    config = llama(objective=Objective(detection_recompute=DetectionRecompute.selective))
+    config = llama(objective=settings_of(detection_recompute=DetectionRecompute.selective))
 
     assert detection_recompute(config, 1)[0] is MLP

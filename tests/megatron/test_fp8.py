@@ -20,7 +20,7 @@ def marked(config: Config) -> dict[str, list[bool]]:
 
         from nemo_cdt.megatron import schedule
         from nemo_cdt.nemo import assemble, model, strategy
-        from nemo_cdt.nemo.callback import ContextDenoising
+        from nemo_cdt.nemo.callback import ObjectiveCallback
 
         inside, now = [False], ["detection"]
         found: dict[str, list[bool]] = {f"{p} {w}": [] for p in [*now, "training"] for w in ("forward", "backward")}
@@ -47,7 +47,7 @@ def marked(config: Config) -> dict[str, list[bool]]:
         right, MLP.forward = MLP.forward, forward
         Path(config.output).mkdir(parents=True)
         trainer, module, data = assemble.build(config, on_gpu=False)
-        next(c for c in trainer.callbacks if isinstance(c, ContextDenoising)).observer = detected
+        next(c for c in trainer.callbacks if isinstance(c, ObjectiveCallback)).observer = detected
         trainer.fit(module, data)
         assemble.tear_down()
         return found

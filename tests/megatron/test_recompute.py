@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from nemo_cdt.config import Config, DetectionRecompute, Recompute
+from nemo_cdt.config import Config, Recompute
+from nemo_cdt.objectives.cdt import DetectionRecompute
 from nemo_cdt.utils.cpu import cuda_on_cpu
 from tests.ranks import on_ranks
 from tests.runs import small_run, write_documents
@@ -17,7 +18,7 @@ def forwards(config: Config) -> tuple[int, int, list[bool]]:
         from megatron.core.transformer.transformer_layer import TransformerLayer
 
         from nemo_cdt.nemo import assemble
-        from nemo_cdt.nemo.callback import ContextDenoising
+        from nemo_cdt.nemo.callback import ObjectiveCallback
 
         calls: list[str] = []
         right = MLP.forward
@@ -25,7 +26,7 @@ def forwards(config: Config) -> tuple[int, int, list[bool]]:
         Path(config.output).mkdir(parents=True)
         trainer, model, data = assemble.build(config, on_gpu=False)
         detected: list[int] = []
-        next(c for c in trainer.callbacks if isinstance(c, ContextDenoising)).observer = lambda _: detected.append(
+        next(c for c in trainer.callbacks if isinstance(c, ObjectiveCallback)).observer = lambda _: detected.append(
             len(calls)
         )
         trainer.fit(model, data)

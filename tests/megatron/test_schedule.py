@@ -26,7 +26,7 @@ def broken_off(config: Config) -> dict[str, Any]:
 
         from nemo_cdt.megatron.embedding import find_embedding
         from nemo_cdt.nemo import assemble
-        from nemo_cdt.nemo.callback import ContextDenoising
+        from nemo_cdt.nemo.callback import ObjectiveCallback
 
         before: dict[str, Any] = {}
 
@@ -53,7 +53,7 @@ def broken_off(config: Config) -> dict[str, Any]:
         Path(config.output).mkdir(parents=True, exist_ok=True)
         trainer, model, data = assemble.build(config, on_gpu=False)
         trainer.callbacks.insert(0, Before())
-        next(c for c in trainer.callbacks if isinstance(c, ContextDenoising)).observer = stop
+        next(c for c in trainer.callbacks if isinstance(c, ObjectiveCallback)).observer = stop
         try:
             trainer.fit(model, data)
         except StopError:
@@ -74,7 +74,7 @@ def test_nothing_stays_changed_after_an_exception(parallel: Parallel, tmp_path: 
 
 
 def test_a_forward_only_call_passes_through() -> None:
-    from nemo_cdt.megatron.schedule import TwoPassSchedule
+    from nemo_cdt.objectives.cdt.schedule import TwoPassSchedule
 
     def schedule(**call: Any) -> list:
         return [call]

@@ -15,7 +15,7 @@ from nemo_cdt.data.split import load_documents
 from nemo_cdt.data.tokenizer import load_tokenizer
 from tests import jobs
 from tests.ranks import on_ranks
-from tests.runs import TINY, small_run
+from tests.runs import TINY, settings_of, small_run
 
 VOCABULARY = 512
 MODEL = replace(TINY, vocab_size=VOCABULARY, num_layers=4)
@@ -145,7 +145,7 @@ def test_an_evaluator_that_cannot_judge_is_one_line(how, expected, weights, docu
 
 def test_detection_in_a_validation_moves_nothing(weights, documents, tmp_path):
     """A plain run that validates ends with the very weights of one that does not."""
-    plain = c.Objective(name=c.ObjectiveName.ce)
+    plain = settings_of("ce")
     with_, without = (
         run(tmp_path / name, weights, c.Parallel(), 1, objective=plain, optim=c.Optim(lr=1e-3)) for name in "ab"
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nemo_cdt.config import Normalization
+from nemo_cdt.objectives.cdt.settings import Normalization
 
 AllReduce = Callable[[Tensor], None]
 """Sums a tensor in place over the ranks that share a sequence."""
@@ -81,7 +81,7 @@ def shift(
 
 
 @dataclass(kw_only=True, slots=True)
-class Strength:
+class ShiftStatistics:
     """What one denoising did, as sums over this rank's positions, so that ranks and micro-batches simply add."""
 
     tokens: Tensor
@@ -93,12 +93,12 @@ class Strength:
         return torch.stack([self.tokens, self.noise, self.relative_shift, self.changed])
 
 
-def strength(embedding_SBH: Tensor, delta_SBH: Tensor, noise_SB: Tensor, real_SB: Tensor) -> Strength:
+def shift_statistics(embedding_SBH: Tensor, shift_SBH: Tensor, noise_SB: Tensor, real_SB: Tensor) -> ShiftStatistics:
     """Measures a shift, and what is left of it once it is added and rounded to the embedding's own dtype."""
-    moved_SBH = (embedding_SBH + delta_SBH.to(embedding_SBH.dtype)) - embedding_SBH
+    moved_SBH = (embedding_SBH + shift_SBH.to(embedding_SBH.dtype)) - embedding_SBH
     length_SB = torch.linalg.vector_norm(embedding_SBH, dim=-1, dtype=torch.float32)
-    ratio_SB = torch.linalg.vector_norm(delta_SBH, dim=-1, dtype=torch.float32) / length_SB.clamp(min=1e-30)
-    return Strength(
+    ratio_SB = torch.linalg.vector_norm(shift_SBH, dim=-1, dtype=torch.float32) / length_SB.clamp(min=1e-30)
+    return ShiftStatistics(
         tokens=real_SB.sum().double(),
         noise=noise_SB.sum().double(),
         relative_shift=torch.where(noise_SB, ratio_SB, 0.0).sum(dtype=torch.float64),

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from nemo_cdt.megatron.schedule import ForwardStep, TwoPassSchedule, chunks_of, whole_batch
+from nemo_cdt.megatron.schedule import ForwardStep, chunks_of, whole_batch
+from nemo_cdt.objectives.cdt.schedule import TwoPassSchedule
 
 
-class DetectingSchedule(TwoPassSchedule):
+class ValidationSchedule(TwoPassSchedule):
     """A forward-only schedule, then detection of the same micro-batches for the detector's observer; trains nothing."""
 
     def __call__(

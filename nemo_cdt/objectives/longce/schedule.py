@@ -14,19 +14,20 @@ from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor, nn
 from torch.distributed import ReduceOp
 
-from nemo_cdt import longce
-from nemo_cdt.megatron.microbatch import MicroBatch, loaded, place, take
-from nemo_cdt.megatron.record import Record
+from nemo_cdt.megatron.marks import WINDOWS
+from nemo_cdt.megatron.microbatch import OF_TRAINING, MicroBatch, loaded, place, take
 from nemo_cdt.megatron.schedule import ForwardStep, chunks_of, unscheduled, whole_batch
+from nemo_cdt.megatron.sums import StepSums
+from nemo_cdt.objectives.longce import weights as longce
 
 Rows = dict[str, Tensor]
 """A micro-batch as the data loader yields it: whole rows, on the CPU."""
 Score = Callable[[list[Rows]], list[MicroBatch]]
 
-WINDOWS = "windows"
-"""How traces of torch's profiler mark them."""
 NAMES = ("tokens", "measured", "weight", "capped", "weighted_loss")
-"""Of the sums over labelled tokens that :class:`LongCESchedule` records."""
+"""Of the sums over labelled tokens that :class:`LongCESchedule` keeps."""
+SHORT_LOSS = OF_TRAINING + "short_loss"
+"""Entry of a micro-batch: float32 [b, s], s_j of each target."""
 
 
 class Cut(NamedTuple):
@@ -42,7 +43,7 @@ class Cut(NamedTuple):
 class LongCESchedule:
     """Measures s_j in windows, trains with LongCE's weights. Forward-only calls pass through.
 
-    ``schedule`` may itself be a :class:`TwoPassSchedule`, whose detection then sees no weights. The windows are not
+    ``schedule`` may itself be CDT's two passes, whose detection then sees no weights. The windows are not
     denoised: what is noise was found in the whole context, and a window is another.
 
     Like the authors' trainer it measures with the model in training mode, each forward with a dropout of its own: where
@@ -50,13 +51,13 @@ class LongCESchedule:
     """
 
     def __init__(
-        self, schedule: Callable[..., list], *, window: int, internal: int, gamma: float, record: Record
+        self, schedule: Callable[..., list], *, window: int, stride: int, gamma: float, sums: StepSums
     ) -> None:
         self.schedule = schedule
         self.window = window
-        self.internal = internal
+        self.stride = stride
         self.gamma = gamma
-        self.record = record
+        self.sums = sums
 
     def __call__(
         self,
@@ -97,8 +98,8 @@ class LongCESchedule:
         def forward(iterator: Iterator, model: nn.Module) -> tuple[Tensor, Callable]:
             batch = take(iterator)
             output, reduction = forward_step_func(iter([batch]), model)
-            if "short_loss" in batch and get_attr_wrapped_model(model, "post_process"):
-                weight = longce.weights(batch["short_loss"], output, self.gamma)
+            if SHORT_LOSS in batch and get_attr_wrapped_model(model, "post_process"):
+                weight = longce.weights(batch[SHORT_LOSS], output, self.gamma)
                 self._add(batch, output.detach(), weight)
                 output = longce.weighted(output, weight)
             return output, reduction
@@ -106,23 +107,22 @@ class LongCESchedule:
         return forward
 
     def _add(self, batch: MicroBatch, loss_BS: Tensor, weight_BS: Tensor) -> None:
-        measured_BS, capped_BS = batch["short_loss"] != longce.UNMEASURED, weight_BS >= self.gamma
+        measured_BS, capped_BS = batch[SHORT_LOSS] != longce.UNMEASURED, weight_BS >= self.gamma
         columns = (torch.ones_like(weight_BS), measured_BS, weight_BS, capped_BS, weight_BS * loss_BS)
-        self.record.add([(batch["loss_mask"] * column).sum(dtype=torch.float64) for column in columns])
+        sums = ((batch["loss_mask"] * column).sum(dtype=torch.float64) for column in columns)
+        self.sums.add(**dict(zip(NAMES, sums, strict=True)))
 
     def _score(self, rows: list[Rows], forward_step_func: ForwardStep, call: dict[str, Any]) -> list[MicroBatch]:
-        """The micro-batches, on the last pipeline stage with ``short_loss``."""
-        with self.record.timed(WINDOWS):
-            cuts = [
-                cut for index, batch in enumerate(rows) for cut in cut_rows(index, batch, self.window, self.internal)
-            ]
+        """The micro-batches, on the last pipeline stage with :data:`SHORT_LOSS`."""
+        with self.sums.timed(WINDOWS):
+            cuts = [cut for index, batch in enumerate(rows) for cut in cut_rows(index, batch, self.window, self.stride)]
             chunks = chunks_of(call["model"])
             batches = [place(batch) for batch in packed(cuts, rows, multiple_of=_stages(chunks))]
             losses = self._losses(batches, chunks, forward_step_func, call)
             placed = [place(batch) for batch in rows]
             if parallel_state.is_pipeline_last_stage(ignore_virtual=True):
                 for batch, short_BS in zip(placed, _spread(rows, batches, losses), strict=True):
-                    batch["short_loss"] = short_BS.gather(1, batch["positions"])
+                    batch[SHORT_LOSS] = short_BS.gather(1, batch["positions"])
         return placed
 
     def _losses(
@@ -149,12 +149,12 @@ class LongCESchedule:
             )
 
 
-def cut_rows(batch: int, rows: Rows, window: int, internal: int) -> Iterator[Cut]:
+def cut_rows(batch: int, rows: Rows, window: int, stride: int) -> Iterator[Cut]:
     """The windows of micro-batch number ``batch`` that measure a labelled token."""
     for row, lengths in enumerate(rows["document_lengths"].tolist()):
         edges = rows["cu_seqlens"][row].tolist() if "cu_seqlens" in rows else [0]
         for first, fed in zip(edges, lengths, strict=False):
-            for found in longce.windows(fed, window=window, internal=internal):
+            for found in longce.windows(fed, window=window, stride=stride):
                 cut = Cut(batch, row, first + found.start, first + found.measured, first + found.end)
                 if rows["loss_mask"][row, cut.measured : cut.end].any():
                     yield cut

@@ -7,10 +7,10 @@ import torch
 from megatron.core import parallel_state
 from torch import Tensor, nn
 
-from nemo_cdt.logo import Preference, advantage
 from nemo_cdt.megatron.microbatch import MicroBatch, take
-from nemo_cdt.megatron.record import Record
 from nemo_cdt.megatron.schedule import ForwardStep
+from nemo_cdt.megatron.sums import StepSums
+from nemo_cdt.objectives.logo.preference import Preference, advantage
 
 NAMES = ("preferences", "preference_loss", "advantage", "preferred")
 
@@ -23,10 +23,10 @@ class LogoSchedule:
     log-probabilities.
     """
 
-    def __init__(self, schedule: Callable[..., list], how: Preference, record: Record) -> None:
+    def __init__(self, schedule: Callable[..., list], how: Preference, sums: StepSums) -> None:
         self.schedule = schedule
         self.how = how
-        self.record = record
+        self.sums = sums
 
     def __call__(self, *, forward_step_func: ForwardStep, forward_only: bool = False, **rest: Any) -> list:
         step = forward_step_func if forward_only else self._preferring(forward_step_func)
@@ -56,7 +56,8 @@ class LogoSchedule:
         loss, grad_K = self.how.loss_and_gradient(mean_K)
         first = int(context.rank() == 0)  # of the ranks that share the preference: it counts once
         once = torch.full((), first, dtype=torch.int, device=loss.device)
-        self.record.add([once, once * loss, once * advantage(mean_K), once * (advantage(mean_K) > 0)])
+        d = advantage(mean_K)
+        self.sums.add(preferences=once, preference_loss=once * loss, advantage=once * d, preferred=once * (d > 0))
         chosen_BS = batch["loss_mask"] * (batch["documents"] == 0)
         logged = torch.stack([(loss_BS.detach() * chosen_BS).sum(), chosen_BS.sum()])
         return (loss_BS * -grad_K[answer_BS] * share_BS).sum(), once, {"loss_sum_and_ub_size": logged}

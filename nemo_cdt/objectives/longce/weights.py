@@ -9,7 +9,7 @@ the same step:
     L   = 1/|Y| * sum over Y of w_j l_j                        weights are not normalised, and may be below 1
 
 Windows begin at 0, d, 2d, ...: each is tokens [start, start + K + d) and measures its last d, so that a token is
-predicted from K to K + d - 1 tokens. The document's last window may be shorter. K is ``window``, d ``internal``.
+predicted from K to K + d - 1 tokens. The document's last window may be shorter. K is ``window``, d ``stride``.
 
 Positions are those that a model is fed: position p is token p and predicts token p + 1.
 """
@@ -34,10 +34,10 @@ class Window:
     end: int
 
 
-def windows(fed: int, *, window: int, internal: int) -> Iterator[Window]:
+def windows(fed: int, *, window: int, stride: int) -> Iterator[Window]:
     """Those of a document of ``fed`` positions, in order; none where it has ``window`` tokens or fewer."""
-    for start in range(0, fed + 1 - window, internal):
-        yield Window(start=start, measured=start + window - 1, end=min(start + window - 1 + internal, fed))
+    for start in range(0, fed + 1 - window, stride):
+        yield Window(start=start, measured=start + window - 1, end=min(start + window - 1 + stride, fed))
 
 
 def weights(short: Tensor, full: Tensor, gamma: float) -> Tensor:

@@ -1,0 +1,97 @@
+"""Which objectives there are: the rooms of this package, and entry points of the group ``nemo_cdt.objectives``."""
+
+import pkgutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import fields
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from nemo_cdt.objectives.base import Objective, Settings
+
+GROUP = "nemo_cdt.objectives"
+
+
+def names() -> list[str]:
+    """Of all objectives, in order."""
+    return sorted(_classes() | _foreign())
+
+
+def objective_class(name: str) -> type[Objective]:
+    """Raises ValueError for a name that is none, and for an entry point that cannot be loaded."""
+    if name in (ours := _classes()):
+        return ours[name]
+    if name not in (foreign := _foreign()):
+        raise ValueError(f"objective={name} does not exist: choose objective={'|'.join(names())}")
+    return _loaded(foreign[name])
+
+
+def objective_of(config: Any) -> Objective:
+    """That of a run's configuration."""
+    return objective_class(config.objective.name)(config.objective)
+
+
+def objectives_of(config: Any) -> list[Objective]:
+    """That of a run, and that of the run beside it, if it has one."""
+    beside = baseline_of(config)
+    return [objective_of(config), *([objective_class(beside.name)(beside)] if beside else [])]
+
+
+def baseline_of(config: Any) -> Settings | None:
+    """The settings of ``compare_to``: those that it names; what it has in common with the run's own; its defaults."""
+    if config.compare_to is None:
+        return None
+    given = {"name": config.compare_to} if isinstance(config.compare_to, str) else dict(config.compare_to)
+    if given.get("name") not in names():
+        raise ValueError(f"compare_to={given.get('name')} does not exist: choose compare_to={'|'.join(names())}")
+    kind = objective_class(given["name"]).settings_class
+    known = {field.name for field in fields(kind)}
+    if unknown := given.keys() - known:
+        raise ValueError(f"compare_to={given['name']} has no {min(unknown)}: it has {', '.join(sorted(known))}")
+    shared = {field.name: getattr(config.objective, field.name) for field in fields(config.objective)}
+    return kind(**{name: value for name, value in (shared | given).items() if name in known})
+
+
+def holders(key: str) -> list[str]:
+    """The objectives that have this setting."""
+    return [name for name, kind in _classes().items() if key in {field.name for field in fields(kind.settings_class)}]
+
+
+@cache
+def _classes() -> dict[str, type[Objective]]:
+    """Of the rooms here, each of which lists its own in ``OBJECTIVES``, by name."""
+    found: dict[str, type[Objective]] = {}
+    for room in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        if room.ispkg:
+            found |= import_module(f"{__package__}.{room.name}").OBJECTIVES
+    return found
+
+
+@cache
+def _foreign() -> dict[str, EntryPoint]:
+    """Not imported until it is asked for: it is somebody else's code, for one run of many."""
+    return {point.name: point for point in entry_points(group=GROUP) if point.name not in _classes()}
+
+
+@cache
+def _loaded(point: EntryPoint) -> type[Objective]:
+    try:
+        kind = point.load()
+    except Exception as error:  # whatever the import of somebody else's module raises
+        raise ValueError(f"objective={point.name} of {point.value} cannot be loaded: {error}") from error
+    if not (isinstance(kind, type) and issubclass(kind, Objective)):
+        raise ValueError(f"objective={point.name} of {point.value} is no nemo_cdt.objectives.Objective")
+    return kind
+
+
+def foreign_settings() -> Iterator[tuple[str, type[Settings]]]:
+    """Of each objective that an entry point names, for Hydra: it has no file in conf/.
+
+    One that cannot be loaded is refused where a run asks for it, not in every run on the machine.
+    """
+    for name, point in _foreign().items():
+        with suppress(ValueError):
+            yield name, _loaded(point).settings_class
