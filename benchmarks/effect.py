@@ -32,9 +32,9 @@ from omegaconf import OmegaConf
 
 from benchmarks import effect_jobs, effect_report, runs
 from benchmarks.measured import ROOT, Results, Row, attempted, command, on_gpu
+from nemo_cdt.analysis.analyzed_model import AnalyzedModel, choose_device, load, read_config
 from nemo_cdt.analysis.samples import Sample, load_samples
 from nemo_cdt.analysis.settings import Samples
-from nemo_cdt.analysis.subject import Subject, choose_device, load, read_config
 from nemo_cdt.config import Accelerator, Config, Precision, save
 from nemo_cdt.data.documents import TokenType
 from nemo_cdt.data.tokenizer import load_tokenizer
@@ -339,10 +339,10 @@ def evaluated(exported: Path, arguments: argparse.Namespace) -> list[Row]:
     """A row for each length and number of hops: what :func:`asked` finds, over all of its questions."""
     torch.set_float32_matmul_precision("high")  # TF32: a hundred thousand questions are asked
     config = read_config(exported)
-    subject = load(exported, config, Precision.fp32, choose_device(Accelerator.auto))
+    analyzed = load(exported, config, Precision.fp32, choose_device(Accelerator.auto))
     return [
         {"seq_length": length, "hops": hops}
-        | asked(subject, questions(length, hops, arguments.samples, config.vocab_size))
+        | asked(analyzed, questions(length, hops, arguments.samples, config.vocab_size))
         for length in arguments.lengths
         for hops in (3, 4)
     ]
@@ -355,7 +355,7 @@ def questions(length: int, hops: int, samples: int, vocab_size: int) -> list[Sam
     return load_samples(data, load_tokenizer("byte"), vocab_size, QUESTIONS)
 
 
-def asked(subject: Subject, samples: Sequence[Sample]) -> Row:
+def asked(analyzed: AnalyzedModel, samples: Sequence[Sample]) -> Row:
     """``accuracy``, ``loss`` and detection's shares, as a validation logs them (nemo_cdt/nemo/evaluation.py).
 
     But for the eos after an answer, which is not asked for.
@@ -364,7 +364,7 @@ def asked(subject: Subject, samples: Sequence[Sample]) -> Row:
     every, critical = np.zeros(len(TokenType)), np.zeros(len(TokenType))
     for first in range(0, len(samples), BATCH):
         batch = samples[first : first + BATCH]
-        for sample, (loss, is_right, score_N) in zip(batch, answered(subject, batch), strict=True):
+        for sample, (loss, is_right, score_N) in zip(batch, answered(analyzed, batch), strict=True):
             every += np.bincount(sample.types, minlength=len(TokenType))
             critical += np.bincount(sample.types[score_N >= score_N.mean()], minlength=len(TokenType))
             right.append(is_right)
@@ -381,15 +381,15 @@ def asked(subject: Subject, samples: Sequence[Sample]) -> Row:
     return {name: None if math.isnan(value) else value for name, value in found.items()}
 
 
-def answered(subject: Subject, samples: Sequence[Sample]) -> Iterator[tuple[float, bool, np.ndarray]]:
+def answered(analyzed: AnalyzedModel, samples: Sequence[Sample]) -> Iterator[tuple[float, bool, np.ndarray]]:
     """Of each sample the loss of its answer, whether that is right, and its tokens' scores."""
     ids = [torch.as_tensor(sample.input_ids) for sample in samples]
     # On the right, where causal attention sees no padding.
-    embedding_BND = subject.embed(torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)).requires_grad_(True)
-    logits_BNV = subject.model(inputs_embeds=embedding_BND, use_cache=False).logits.float()
+    embedding_BND = analyzed.embed(torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)).requires_grad_(True)
+    logits_BNV = analyzed.model(inputs_embeds=embedding_BND, use_cache=False).logits.float()
     losses, rights = [], []
     for logits_NV, sample in zip(logits_BNV, samples, strict=True):
-        rows_R, answer_R = (torch.as_tensor(values, device=subject.device) for values in (sample.rows, sample.answer))
+        rows_R, answer_R = (torch.as_tensor(values, device=analyzed.device) for values in (sample.rows, sample.answer))
         losses.append(torch.nn.functional.cross_entropy(logits_NV[rows_R], answer_R))
         rights.append((logits_NV[rows_R].argmax(dim=-1) == answer_R).all())
     torch.stack(losses).sum().backward()

@@ -9,6 +9,15 @@ import torch
 from transformers import PretrainedConfig
 
 from nemo_cdt.analysis import memory, page, scores
+from nemo_cdt.analysis.analyzed_model import (
+    AnalyzedModel,
+    checkpoints,
+    choose_device,
+    load,
+    opened,
+    read_config,
+    read_tokenizer,
+)
 from nemo_cdt.analysis.attention_map import attention_map, choose_layer, maps
 from nemo_cdt.analysis.denoising_report import denoise
 from nemo_cdt.analysis.detection import detection
@@ -20,16 +29,7 @@ from nemo_cdt.analysis.result import Result
 from nemo_cdt.analysis.samples import Sample, load_samples
 from nemo_cdt.analysis.settings import Optimizer, Settings
 from nemo_cdt.analysis.significance import significance
-from nemo_cdt.analysis.subject import (
-    Subject,
-    checkpoints,
-    choose_device,
-    load,
-    opened,
-    read_config,
-    read_tokenizer,
-    step_of,
-)
+from nemo_cdt.checkpoint.steps import step_of
 from nemo_cdt.config import Precision
 from nemo_cdt.report.plots import STYLE
 from nemo_cdt.utils.atomic_write import new_folder
@@ -46,7 +46,7 @@ class Prepared:
     samples: list[Sample]
     device: torch.device
 
-    def load(self, precision: Precision) -> Subject:
+    def load(self, precision: Precision) -> AnalyzedModel:
         return load(self.folder, self.config, precision, self.device)
 
 
@@ -77,9 +77,9 @@ def _run(measure: Measure, settings: Settings) -> tuple[Result, page.Facts]:
             return result, page.facts(settings, prepared.config, prepared.device, prepared.samples, None, dtypes)
         if measure is Measure.attention_map:
             return _attention_map(prepared, settings)
-        subject = prepared.load(settings.dtype)
-        observations = observe_all(subject, prepared.samples, settings.top_k)
-        result = _measured(measure, subject, observations, settings)
+        analyzed = prepared.load(settings.dtype)
+        observations = observe_all(analyzed, prepared.samples, settings.top_k)
+        result = _measured(measure, analyzed, observations, settings)
     return result, page.facts(settings, prepared.config, prepared.device, prepared.samples, observations)
 
 
@@ -106,21 +106,21 @@ def prepare(folder: Path, settings: Settings, measure: Measure) -> Prepared:
     return Prepared(folder=folder, config=config, samples=samples, device=device)
 
 
-def _measured(measure: Measure, subject: Subject, found: list[Observation], settings: Settings) -> Result:
+def _measured(measure: Measure, analyzed: AnalyzedModel, found: list[Observation], settings: Settings) -> Result:
     simple: dict[Measure, Callable[[], Result]] = {
         Measure.ig: lambda: scores.ig(found),
         Measure.fr: lambda: scores.fr(found, settings.top_k),
         Measure.gradient: lambda: scores.gradient(found),
-        Measure.longppl: lambda: longppl(subject, found, settings.longppl),
-        Measure.detection: lambda: _detection(subject, found, settings),
+        Measure.longppl: lambda: longppl(analyzed, found, settings.longppl),
+        Measure.detection: lambda: _detection(analyzed, found, settings),
     }
     return simple[measure]()
 
 
-def _detection(subject: Subject, found: list[Observation], settings: Settings) -> Result:
-    subject.require_plain_head()
+def _detection(analyzed: AnalyzedModel, found: list[Observation], settings: Settings) -> Result:
+    analyzed.require_plain_head()
     keys = [
-        key_tokens(subject, one.sample, settings.longppl) for one in shown(found, "long and short context", len(found))
+        key_tokens(analyzed, one.sample, settings.longppl) for one in shown(found, "long and short context", len(found))
     ]
     return detection(found, keys, settings.top_k)
 

@@ -8,6 +8,7 @@ import torch
 from matplotlib.colors import LogNorm
 from torch import Tensor
 
+from nemo_cdt.analysis.analyzed_model import AnalyzedModel
 from nemo_cdt.analysis.attention import KNOWN, Call, attention_rows, head_chunks
 from nemo_cdt.analysis.estimate import Estimate, estimate
 from nemo_cdt.analysis.groups import as_json, groups
@@ -15,7 +16,6 @@ from nemo_cdt.analysis.observe import shown
 from nemo_cdt.analysis.result import Drawing, Result, Table, axes
 from nemo_cdt.analysis.samples import CRITICAL, Sample
 from nemo_cdt.analysis.settings import AttentionMap
-from nemo_cdt.analysis.subject import Subject
 from nemo_cdt.data.documents import TokenType
 from nemo_cdt.report.heatmap import TYPE_NAMES
 
@@ -91,7 +91,7 @@ class Looks:
         return sum(self.answer[type] for type in CRITICAL)
 
 
-def layer_map(subject: Subject, sample: Sample, layer: int, chunks: int) -> tuple[LayerMap, Looks]:
+def layer_map(analyzed: AnalyzedModel, sample: Sample, layer: int, chunks: int) -> tuple[LayerMap, Looks]:
     """Forward only.
 
     Raises:
@@ -101,13 +101,13 @@ def layer_map(subject: Subject, sample: Sample, layer: int, chunks: int) -> tupl
         raise ValueError(
             f"{sample.where} has {len(sample)} tokens: set attention_map.chunks to that or less, not {chunks}"
         )
-    rows_R = torch.as_tensor(sample.rows, device=subject.device)
+    rows_R = torch.as_tensor(sample.rows, device=analyzed.device)
     watch = LayerMap(layer, chunks, rows_R)
     with torch.no_grad():
-        said_R = subject.logits(subject.embed(sample.input_ids), rows_R, watch).argmax(dim=-1)
+        said_R = analyzed.logits(analyzed.embed(sample.input_ids), rows_R, watch).argmax(dim=-1)
     if watch.answer_N is None or watch.uniform_N is None:
         raise ValueError(
-            f"layer {layer} of {type(subject.model).__name__} does not attend by transformers' interface; {KNOWN}"
+            f"layer {layer} of {type(analyzed.model).__name__} does not attend by transformers' interface; {KNOWN}"
         )
     answer_N, uniform_N = watch.answer_N.cpu().numpy(), watch.uniform_N.cpu().numpy()
     return watch, Looks(
@@ -137,8 +137,8 @@ class Maps:
         return [one.critical for one in self.looks]
 
 
-def maps(subject: Subject, samples: Sequence[Sample], layer: int, chunks: int) -> Maps:
-    found = [layer_map(subject, sample, layer, chunks) for sample in shown(samples, "attention maps", len(samples))]
+def maps(analyzed: AnalyzedModel, samples: Sequence[Sample], layer: int, chunks: int) -> Maps:
+    found = [layer_map(analyzed, sample, layer, chunks) for sample in shown(samples, "attention maps", len(samples))]
     chunk_N = chunk_of(len(samples[0]), chunks).numpy()
     return Maps(
         map_CC=found[0][0].map_CC.cpu().numpy(),

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from nemo_cdt.analysis.analyzed_model import AnalyzedModel
 from nemo_cdt.analysis.groups import heads_by_type
 from nemo_cdt.analysis.observe import Observation, observe
 from nemo_cdt.analysis.samples import CRITICAL, Sample
 from nemo_cdt.analysis.settings import Denoise, NoiseBy, Optimizer
-from nemo_cdt.analysis.subject import Subject
 from nemo_cdt.config import Precision
 from nemo_cdt.data.documents import TokenType
 from nemo_cdt.objectives.cdt import Normalization
@@ -55,10 +55,10 @@ class Effect:
 
 
 def shift_by_hand(
-    subject: Subject, observation: Observation, grad_ND: Tensor, setting: Setting, noise: NoiseBy
+    analyzed: AnalyzedModel, observation: Observation, grad_ND: Tensor, setting: Setting, noise: NoiseBy
 ) -> Tensor:
     """E' - E, fp32 [N, D]: :mod:`nemo_cdt.objectives.cdt.denoise`'s shift, on the noise tokens that ``noise`` names."""
-    grad_SBH, embedding_SBH = grad_ND[:, None], subject.embed(observation.sample.input_ids)[:, None]
+    grad_SBH, embedding_SBH = grad_ND[:, None], analyzed.embed(observation.sample.input_ids)[:, None]
     noise_N = torch.as_tensor(noise_tokens(observation, noise), device=grad_ND.device)
     how = Denoising(normalization=setting.normalization, rho=setting.strength)
     return shift(grad_SBH, scores(grad_SBH), noise_N[:, None], embedding_SBH, setting.strength, how)[:, 0]
@@ -73,34 +73,34 @@ def noise_tokens(observation: Observation, by: NoiseBy) -> np.ndarray:
 
 
 @contextmanager
-def trained(subject: Subject, sample: Sample, shift_ND: Tensor, settings: Denoise) -> Iterator[float]:
+def trained(analyzed: AnalyzedModel, sample: Sample, shift_ND: Tensor, settings: Denoise) -> Iterator[float]:
     """The model after one step on the denoised sample (Eq. 4), all weights unfrozen; inside the block only.
 
     Yields the share of weights that the step changed: in bf16 a small one rounds away.
     """
-    weights = list(subject.model.parameters())
+    weights = list(analyzed.model.parameters())
     kept = [weight.detach().to("cpu", copy=True) for weight in weights]
     optimizer: torch.optim.Optimizer
     try:
-        subject.model.requires_grad_(True)
+        analyzed.model.requires_grad_(True)
         if settings.optimizer is Optimizer.sgd:
             optimizer = torch.optim.SGD(weights, lr=settings.lr)
         else:
             optimizer = torch.optim.AdamW(weights, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0)
         ids_N, rows_R, answer_R = (
-            torch.as_tensor(values, device=subject.device) for values in (sample.input_ids, sample.rows, sample.answer)
+            torch.as_tensor(values, device=analyzed.device) for values in (sample.input_ids, sample.rows, sample.answer)
         )
-        embedding: nn.Module = subject.model.get_input_embeddings()
+        embedding: nn.Module = analyzed.model.get_input_embeddings()
         live_ND = embedding(ids_N)  # the table learns too
         moved_ND = live_ND + shift_ND.to(live_ND.dtype)
-        cross_entropy(subject.logits(moved_ND, rows_R), answer_R).backward()
+        cross_entropy(analyzed.logits(moved_ND, rows_R), answer_R).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        subject.model.requires_grad_(False)
+        analyzed.model.requires_grad_(False)
         moved = sum(int((now.cpu() != before).sum()) for now, before in zip(weights, kept, strict=True))
         yield moved / sum(before.numel() for before in kept)
     finally:
-        subject.model.requires_grad_(False)
+        analyzed.model.requires_grad_(False)
         with torch.no_grad():
             for weight, before in zip(weights, kept, strict=True):
                 weight.grad = None
@@ -108,22 +108,22 @@ def trained(subject: Subject, sample: Sample, shift_ND: Tensor, settings: Denois
 
 
 def effects(
-    subject: Subject, sample: Sample, asked: Sequence[Setting], settings: Denoise, top_k: int
+    analyzed: AnalyzedModel, sample: Sample, asked: Sequence[Setting], settings: Denoise, top_k: int
 ) -> Iterator[list[Effect]]:
     """Of one sample: before and, for each setting that is ``asked``, after denoising and after training.
 
     ``trained`` at strength 0 is plain training: what a step does without denoising.
     """
-    before, grad_ND = observe(subject, sample, top_k)
+    before, grad_ND = observe(analyzed, sample, top_k)
     found = [_effect(asked[0], BEFORE, before, 0.0)]
     for setting in asked:
-        shift_ND = shift_by_hand(subject, before, grad_ND, setting, settings.noise)
-        changed = _changed(subject.embed(sample.input_ids), shift_ND)
+        shift_ND = shift_by_hand(analyzed, before, grad_ND, setting, settings.noise)
+        changed = _changed(analyzed.embed(sample.input_ids), shift_ND)
         if setting.strength:
-            found.append(_effect(setting, DENOISED, observe(subject, sample, top_k, shift_ND)[0], changed))
+            found.append(_effect(setting, DENOISED, observe(analyzed, sample, top_k, shift_ND)[0], changed))
         if settings.optimizer is not Optimizer.none:
-            with trained(subject, sample, shift_ND, settings) as updated:
-                found.append(_effect(setting, TRAINED, observe(subject, sample, top_k)[0], changed, updated))
+            with trained(analyzed, sample, shift_ND, settings) as updated:
+                found.append(_effect(setting, TRAINED, observe(analyzed, sample, top_k)[0], changed, updated))
         yield found
         found = []
 

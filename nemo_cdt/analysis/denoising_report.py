@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nemo_cdt.analysis.analyzed_model import AnalyzedModel
 from nemo_cdt.analysis.denoising import BEFORE, DENOISED, TRAINED, Effect, Setting, effects, settings_of
 from nemo_cdt.analysis.estimate import Estimate, estimate
 from nemo_cdt.analysis.observe import shown
 from nemo_cdt.analysis.result import COLORS, MARKERS, Drawing, Result, Table, axes
 from nemo_cdt.analysis.samples import CONTEXT, CRITICAL, Sample
 from nemo_cdt.analysis.settings import Denoise, NoiseBy, Optimizer
-from nemo_cdt.analysis.subject import Subject
 from nemo_cdt.config import Precision
 from nemo_cdt.data.documents import TokenType
 from nemo_cdt.objectives.cdt import Normalization
@@ -21,16 +21,18 @@ ACTS = 0.01
 """From this relative change on, of a type's attention, denoising is said to act, and of the loss to break it."""
 
 
-def denoise(load: Callable[[Precision], Subject], samples: Sequence[Sample], settings: Denoise, top_k: int) -> Result:
+def denoise(
+    load: Callable[[Precision], AnalyzedModel], samples: Sequence[Sample], settings: Denoise, top_k: int
+) -> Result:
     """``load``: the model in a precision; one is in memory at a time."""
     found: list[Effect] = []
     for precision in settings.dtypes:
-        subject = load(precision)
+        analyzed = load(precision)
         asked = settings_of(precision, settings)
-        steps = (step for sample in samples for step in effects(subject, sample, asked, settings, top_k))
+        steps = (step for sample in samples for step in effects(analyzed, sample, asked, settings, top_k))
         for step in shown(steps, f"settings of denoising in {precision}", len(samples) * len(asked)):
             found += step
-        del subject
+        del analyzed
     return report(found, settings)
 
 

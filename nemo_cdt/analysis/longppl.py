@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from nemo_cdt.analysis.analyzed_model import AnalyzedModel
 from nemo_cdt.analysis.estimate import estimate
 from nemo_cdt.analysis.groups import as_json, estimates, groups, mean_by_type, type_table
 from nemo_cdt.analysis.observe import Observation, shown
@@ -18,7 +19,6 @@ from nemo_cdt.analysis.result import Result
 from nemo_cdt.analysis.samples import Sample
 from nemo_cdt.analysis.scores import bars
 from nemo_cdt.analysis.settings import LongPPL
-from nemo_cdt.analysis.subject import Subject
 
 
 @dataclass(kw_only=True, slots=True)
@@ -33,15 +33,15 @@ class KeyTokens:
     log_p_N: np.ndarray
 
 
-def key_tokens(subject: Subject, sample: Sample, settings: LongPPL) -> KeyTokens:
-    ids_N = torch.as_tensor(sample.input_ids, device=subject.device)
+def key_tokens(analyzed: AnalyzedModel, sample: Sample, settings: LongPPL) -> KeyTokens:
+    ids_N = torch.as_tensor(sample.input_ids, device=analyzed.device)
     with torch.no_grad():
-        log_p_N = torch.zeros(len(ids_N), device=subject.device)
-        log_p_N[1:] = subject.log_probabilities(ids_N[None], len(ids_N) - 1)[0]
+        log_p_N = torch.zeros(len(ids_N), device=analyzed.device)
+        log_p_N[1:] = analyzed.log_probabilities(ids_N[None], len(ids_N) - 1)[0]
         gain_N = torch.zeros_like(log_p_N)
         for starts, length in _windows(len(ids_N), settings):
             judged = length - settings.context
-            short = subject.log_probabilities(torch.stack([ids_N[s : s + length] for s in starts]), judged)
+            short = analyzed.log_probabilities(torch.stack([ids_N[s : s + length] for s in starts]), judged)
             for start, log_p in zip(starts, short, strict=True):
                 at = slice(start + settings.context, start + length)
                 gain_N[at] = log_p_N[at] - log_p
@@ -60,10 +60,10 @@ def _windows(tokens: int, settings: LongPPL) -> list[tuple[list[int], int]]:
     return batches + [([start], tokens - start) for start in starts[len(full) :]]
 
 
-def longppl(subject: Subject, observations: Sequence[Observation], settings: LongPPL) -> Result:
-    subject.require_plain_head()
+def longppl(analyzed: AnalyzedModel, observations: Sequence[Observation], settings: LongPPL) -> Result:
+    analyzed.require_plain_head()
     found = {
-        id(one): key_tokens(subject, one.sample, settings)
+        id(one): key_tokens(analyzed, one.sample, settings)
         for one in shown(observations, "long and short context", len(observations))
     }
     by_group = groups(observations)

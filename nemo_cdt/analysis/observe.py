@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from nemo_cdt.analysis.analyzed_model import AnalyzedModel
 from nemo_cdt.analysis.attention import KNOWN
 from nemo_cdt.analysis.flow import TYPES, AnswerRows
 from nemo_cdt.analysis.samples import Sample
-from nemo_cdt.analysis.subject import Subject
 from nemo_cdt.objectives.cdt.denoise import scores
 
 T = TypeVar("T")
@@ -44,7 +44,9 @@ class Observation:
     fr_LHT: np.ndarray
 
 
-def observe(subject: Subject, sample: Sample, top_k: int, shift_ND: Tensor | None = None) -> tuple[Observation, Tensor]:
+def observe(
+    analyzed: AnalyzedModel, sample: Sample, top_k: int, shift_ND: Tensor | None = None
+) -> tuple[Observation, Tensor]:
     """The observation, and the gradient of the embedding [N, D] with it.
 
     shift_ND: added to the embedding first, and rounded to its dtype.
@@ -52,19 +54,19 @@ def observe(subject: Subject, sample: Sample, top_k: int, shift_ND: Tensor | Non
     Raises:
         ValueError: where the model's attention does not pass by our function once a layer.
     """
-    embedding_ND = subject.embed(sample.input_ids)
+    embedding_ND = analyzed.embed(sample.input_ids)
     if shift_ND is not None:
         embedding_ND = embedding_ND + shift_ND.to(embedding_ND.dtype)
     leaf_ND = embedding_ND.requires_grad_(True)
     rows_R, answer_R, types_N = (
-        torch.as_tensor(values, device=subject.device) for values in (sample.rows, sample.answer, sample.types)
+        torch.as_tensor(values, device=analyzed.device) for values in (sample.rows, sample.answer, sample.types)
     )
     watch = AnswerRows(rows_R, types_N, top_k)
-    logits_RV = subject.logits(leaf_ND, rows_R, watch)
-    if watch.called != set(range(subject.layers)):
+    logits_RV = analyzed.logits(leaf_ND, rows_R, watch)
+    if watch.called != set(range(analyzed.layers)):
         raise ValueError(
-            f"{type(subject.model).__name__} has {subject.layers} layers, of which {len(watch.called)} attend through "
-            f"transformers' attention interface; {KNOWN}"
+            f"{type(analyzed.model).__name__} has {analyzed.layers} layers, of which {len(watch.called)} attend "
+            f"through transformers' attention interface; {KNOWN}"
         )
     loss = cross_entropy(logits_RV, answer_R)
     if not loss.isfinite():
@@ -73,7 +75,7 @@ def observe(subject: Subject, sample: Sample, top_k: int, shift_ND: Tensor | Non
     assert leaf_ND.grad is not None
     assert watch.seen == watch.called
     count_T = np.bincount(sample.types, minlength=TYPES)
-    rows, per_head = len(sample.rows), subject.layers * subject.heads
+    rows, per_head = len(sample.rows), analyzed.layers * analyzed.heads
     attention_LHT, ig_LHT, retrieved_LHT = watch.by_head()
     return Observation(
         sample=sample,
@@ -88,8 +90,8 @@ def observe(subject: Subject, sample: Sample, top_k: int, shift_ND: Tensor | Non
     ), leaf_ND.grad
 
 
-def observe_all(subject: Subject, samples: Sequence[Sample], top_k: int) -> list[Observation]:
-    return [observe(subject, sample, top_k)[0] for sample in shown(samples, "samples", len(samples))]
+def observe_all(analyzed: AnalyzedModel, samples: Sequence[Sample], top_k: int) -> list[Observation]:
+    return [observe(analyzed, sample, top_k)[0] for sample in shown(samples, "samples", len(samples))]
 
 
 def _mean(sums_LHT: Tensor, count_T: np.ndarray) -> np.ndarray:

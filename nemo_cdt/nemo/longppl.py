@@ -8,7 +8,7 @@ import torch
 from filelock import FileLock
 from transformers import PreTrainedTokenizerFast
 
-from nemo_cdt.analysis import settings, subject
+from nemo_cdt.analysis import analyzed_model, settings
 from nemo_cdt.analysis.longppl import key_tokens
 from nemo_cdt.analysis.samples import Sample
 from nemo_cdt.config import Config
@@ -54,7 +54,7 @@ def _asked(config: Config, tokenizer: PreTrainedTokenizerFast, documents: Docume
             f"longppl.evaluator={folder} has another tokenizer than this run: set one of the same family, or null"
         )
     device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-    judge = subject.load(folder, subject.read_config(folder), config.trainer.precision, device)
+    judge = analyzed_model.load(folder, analyzed_model.read_config(folder), config.trainer.precision, device)
     judge.require_plain_head()
     wanted = settings.LongPPL(context=how.context, window=how.window, alpha=how.alpha, beta=how.beta)
     members = [documents[index] for index in range(len(documents))]

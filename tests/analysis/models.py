@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from nemo_cdt.analysis import attention
-from nemo_cdt.analysis.subject import Subject
+from nemo_cdt.analysis.analyzed_model import AnalyzedModel
 
 VOCABULARY = 300
 SIZES = {
@@ -47,11 +47,11 @@ def eager(name: str) -> PreTrainedModel:
     return model
 
 
-def watched(name: str) -> Subject:
+def watched(name: str) -> AnalyzedModel:
     """The same weights, as an analysis loads them."""
     model = AutoModelForCausalLM.from_config(deepcopy(CONFIGS[name]), attn_implementation=attention.NAME)
     model.load_state_dict(eager(name).state_dict())
-    return Subject(model)
+    return AnalyzedModel(model)
 
 
 def textbook(name: str, ids_N: Tensor, rows_R: Tensor, answer_R: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from nemo_cdt.analysis import subject
+from nemo_cdt.analysis import analyzed_model
 from nemo_cdt.analysis.measures import Measure
 from nemo_cdt.cli import main
 from nemo_cdt.data.tokenizer import byte_tokenizer
@@ -83,7 +83,9 @@ def here(models, monkeypatch, tmp_path):
     monkeypatch.chdir(models)
     # Checkpoints are Hugging Face folders already here; conversion is tested in tests/nemo/test_convert.py.
     monkeypatch.setattr(
-        subject, "CONVERT", "import sys, shutil; shutil.copytree(sys.argv[1] + '/weights', sys.argv[2])"
+        analyzed_model,
+        "export_huggingface",
+        lambda checkpoint, folder: shutil.copytree(checkpoint / "weights", folder, dirs_exist_ok=True),
     )
     return tmp_path
 

@@ -41,20 +41,20 @@ def tensors():
 
 @pytest.fixture(scope="module")
 def observed():
-    subject = watched("llama")
-    return subject, *observe(subject, sample(), TOP_K)
+    analyzed = watched("llama")
+    return analyzed, *observe(analyzed, sample(), TOP_K)
 
 
 @pytest.mark.parametrize("kind", [Normalization.gradient, Normalization.relative])
 def test_noise_tokens_move_against_their_gradient(observed, kind):
-    subject, observation, grad_ND = observed
+    analyzed, observation, grad_ND = observed
     _, _, expected_ND, _ = textbook("llama", *tensors())
     norm_N, embedding_ND = expected_ND.norm(dim=-1), eager("llama").get_input_embeddings()(tensors()[0]).detach()
     step_N = (
         torch.full_like(norm_N, 0.01) if kind is Normalization.gradient else 0.01 * embedding_ND.norm(dim=-1) / norm_N
     )
     expected = -(step_N * (norm_N < norm_N.mean()))[:, None] * expected_ND
-    found = shift_by_hand(subject, observation, grad_ND, setting(0.01, kind), NoiseBy.gradient)
+    found = shift_by_hand(analyzed, observation, grad_ND, setting(0.01, kind), NoiseBy.gradient)
 
     assert relative(found.numpy(), expected.numpy()) < 1e-5
     assert relative((-found).numpy(), expected.numpy()) > 1
@@ -83,11 +83,11 @@ def expected_weights(optimizer: Optimizer, shift_ND: torch.Tensor, lr: float) ->
 
 @pytest.mark.parametrize("optimizer", [Optimizer.sgd, Optimizer.adamw])
 def test_a_training_step_is_on_the_denoised_input_and_is_undone(observed, optimizer):
-    subject, observation, grad_ND = observed
-    shift_ND = shift_by_hand(subject, observation, grad_ND, setting(10.0), NoiseBy.gradient)
-    before = {name: weight.clone() for name, weight in subject.model.state_dict().items()}
-    with trained(subject, sample(), shift_ND, Denoise(optimizer=optimizer, lr=1e-3)) as updated:
-        found = {name: weight - before[name] for name, weight in subject.model.state_dict().items()}
+    analyzed, observation, grad_ND = observed
+    shift_ND = shift_by_hand(analyzed, observation, grad_ND, setting(10.0), NoiseBy.gradient)
+    before = {name: weight.clone() for name, weight in analyzed.model.state_dict().items()}
+    with trained(analyzed, sample(), shift_ND, Denoise(optimizer=optimizer, lr=1e-3)) as updated:
+        found = {name: weight - before[name] for name, weight in analyzed.model.state_dict().items()}
     expected, plain = (expected_weights(optimizer, shift, 1e-3) for shift in (shift_ND, torch.zeros_like(shift_ND)))
 
     def difference(weights) -> float:
@@ -97,17 +97,17 @@ def test_a_training_step_is_on_the_denoised_input_and_is_undone(observed, optimi
     assert difference(expected) < 1e-2  # Adam's first step is the sign of a gradient, which rounding may flip near 0
     assert difference(plain) > 0.1
     assert updated > 0.5
-    assert all(torch.equal(weight, before[name]) for name, weight in subject.model.state_dict().items())
-    assert not any(weight.requires_grad for weight in subject.model.parameters())
+    assert all(torch.equal(weight, before[name]) for name, weight in analyzed.model.state_dict().items())
+    assert not any(weight.requires_grad for weight in analyzed.model.parameters())
 
 
 def test_the_model_is_restored_after_a_failure(observed):
-    subject, _, grad_ND = observed
-    before = [weight.clone() for weight in subject.model.parameters()]
-    with pytest.raises(RuntimeError), trained(subject, sample(), torch.zeros_like(grad_ND), Denoise(lr=1.0)):
+    analyzed, _, grad_ND = observed
+    before = [weight.clone() for weight in analyzed.model.parameters()]
+    with pytest.raises(RuntimeError), trained(analyzed, sample(), torch.zeros_like(grad_ND), Denoise(lr=1.0)):
         raise RuntimeError
 
-    assert all(torch.equal(*pair) for pair in zip(subject.model.parameters(), before, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(analyzed.model.parameters(), before, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -172,10 +172,10 @@ def test_a_report_has_a_table_and_a_picture_of_each_way_and_stage(found):
 
 
 def test_a_weak_shift_rounds_away_in_bf16():
-    subject = watched("llama")
-    subject.model.to(torch.bfloat16)
+    analyzed = watched("llama")
+    analyzed.model.to(torch.bfloat16)
     settings = Denoise(strengths=[1e-9], rhos=[0.1], dtypes=[Precision.bf16], optimizer=Optimizer.none)
-    (_,), (weak,), (strong,) = effects(subject, sample(), settings_of(Precision.bf16, settings), settings, TOP_K)
+    (_,), (weak,), (strong,) = effects(analyzed, sample(), settings_of(Precision.bf16, settings), settings, TOP_K)
 
     assert weak.changed == 0
     assert 0.1 < strong.changed < 1

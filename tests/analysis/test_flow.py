@@ -154,9 +154,9 @@ def test_no_tensor_is_as_large_as_an_attention_matrix(monkeypatch, name):
 
 
 def test_an_answer_is_correct_where_greedy_decoding_writes_it():
-    subject, prompt = watched("mistral"), sample().input_ids
-    subject.model.gradient_checkpointing_disable()  # which turns the cache of a generation off
-    written = subject.model.generate(
+    analyzed, prompt = watched("mistral"), sample().input_ids
+    analyzed.model.gradient_checkpointing_disable()  # which turns the cache of a generation off
+    written = analyzed.model.generate(
         torch.as_tensor(prompt)[None], max_new_tokens=6, do_sample=False, use_cache=True, pad_token_id=0
     )[0].numpy()
     rows = np.arange(len(prompt) - 1, len(written) - 1)
@@ -167,14 +167,14 @@ def test_an_answer_is_correct_where_greedy_decoding_writes_it():
     other.answer[-1] += 1
 
     assert len(rows) == 6
-    assert observe(subject, one, TOP_K)[0].correct
-    assert not observe(subject, other, TOP_K)[0].correct
+    assert observe(analyzed, one, TOP_K)[0].correct
+    assert not observe(analyzed, other, TOP_K)[0].correct
 
 
 def test_a_loss_that_is_no_number_is_one_line():
-    subject = watched("llama")
+    analyzed = watched("llama")
     with torch.no_grad():
-        subject.model.lm_head.weight.fill_(float("nan"))
+        analyzed.model.lm_head.weight.fill_(float("nan"))
 
     with pytest.raises(ValueError, match=r"the sample: the loss of its answer is nan in torch.float32: set dtype=fp32"):
-        observe(subject, sample(), TOP_K)
+        observe(analyzed, sample(), TOP_K)

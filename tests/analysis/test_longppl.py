@@ -63,9 +63,9 @@ def test_a_sample_that_is_no_longer_than_the_context_has_no_key_token():
 
 
 def test_without_a_key_token_words_stand_for_the_picture():
-    subject, observations = watched("llama"), [observe(watched("llama"), sample(), 3)[0]]
-    none = longppl(subject, observations, LongPPL(context=8, window=4, alpha=99.0))
-    some = longppl(subject, observations, LongPPL(context=8, window=4, alpha=-9.0, beta=-99.0))
+    analyzed, observations = watched("llama"), [observe(watched("llama"), sample(), 3)[0]]
+    none = longppl(analyzed, observations, LongPPL(context=8, window=4, alpha=99.0))
+    some = longppl(analyzed, observations, LongPPL(context=8, window=4, alpha=-9.0, beta=-99.0))
 
     assert (len(none.drawings), len(some.drawings)) == (0, 1)
     assert "No token of any sample is a key token" in none.notices[0]
@@ -74,10 +74,10 @@ def test_without_a_key_token_words_stand_for_the_picture():
 
 
 def test_a_head_that_is_no_plain_linear_layer_is_one_line():
-    subject = watched("llama")
-    subject.model.lm_head.register_forward_hook(lambda module, given, out: out + given[0].sum() * 0 + out.mean() + 1)
-    subject.require_plain_head()  # a hook is a part of the head
-    subject.model.register_forward_hook(lambda module, given, out: setattr(out, "logits", 2 * out.logits + 1))
+    analyzed = watched("llama")
+    analyzed.model.lm_head.register_forward_hook(lambda module, given, out: out + given[0].sum() * 0 + out.mean() + 1)
+    analyzed.require_plain_head()  # a hook is a part of the head
+    analyzed.model.register_forward_hook(lambda module, given, out: setattr(out, "logits", 2 * out.logits + 1))
 
     with pytest.raises(ValueError, match="LlamaForCausalLM scales or caps its logits"):
-        subject.require_plain_head()
+        analyzed.require_plain_head()

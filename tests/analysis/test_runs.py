@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from nemo_cdt import config as c
+from nemo_cdt.analysis.analyzed_model import load, opened, read_config
 from nemo_cdt.analysis.observe import Observation, observe
 from nemo_cdt.analysis.samples import Sample
-from nemo_cdt.analysis.subject import load, opened, read_config
 from tests import jobs
 from tests.ranks import on_ranks
 from tests.runs import TINY, VOCABULARY, small_run, write_documents
@@ -26,8 +26,8 @@ def observed(model: Path) -> Observation:
     rows = np.arange(TOKENS - 4, TOKENS)
     one = Sample(where="", input_ids=ids[:-1], types=np.arange(TOKENS) % 6, rows=rows, answer=ids[rows + 1])
     with opened(model) as folder:
-        subject = load(folder, read_config(folder), c.Precision.fp32, torch.device("cpu"))
-        return observe(subject, one, TOP_K)[0]
+        analyzed = load(folder, read_config(folder), c.Precision.fp32, torch.device("cpu"))
+        return observe(analyzed, one, TOP_K)[0]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from nemo_cdt import config as c
-from nemo_cdt.analysis import subject
+from nemo_cdt.analysis import analyzed_model
 from nemo_cdt.analysis.samples import load_samples
 from nemo_cdt.analysis.settings import Samples, Source
 from nemo_cdt.analysis.significance import read_scores
@@ -80,7 +80,10 @@ def test_config_json(tmp_path, kind, rope):
     with watched(tmp_path):
         seen(outcomes(both(original, 1000), (folder / "config.json").write_bytes, read, str(folder)), 1000)
         asked = outcomes(
-            both(original, 50), (folder / "config.json").write_bytes, lambda: subject.read_config(folder), str(folder)
+            both(original, 50),
+            (folder / "config.json").write_bytes,
+            lambda: analyzed_model.read_config(folder),
+            str(folder),
         )
         assert asked.total() == 50
 

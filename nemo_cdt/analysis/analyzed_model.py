@@ -1,7 +1,5 @@
 """The model that is analysed: a Hugging Face folder's, or a run's, frozen, and attending so that it can be watched."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,15 +16,16 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from nemo_cdt.analysis import attention
 from nemo_cdt.analysis.attention import Watch
 from nemo_cdt.checkpoint import pretrained
+from nemo_cdt.checkpoint.convert import export_huggingface
+from nemo_cdt.checkpoint.steps import finished_checkpoints
 from nemo_cdt.config import Accelerator, Precision
 from nemo_cdt.data.tokenizer import load_tokenizer
 from nemo_cdt.utils.reading import blamed_on
 
 DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
-CONVERT = "import sys; from nemo_cdt.cli import main; sys.exit(main(['convert', *sys.argv[1:]]))"
 
 
-class Subject:
+class AnalyzedModel:
     """A causal language model whose weights are frozen and whose layers are recomputed in the backward pass."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -111,7 +110,7 @@ def read_config(folder: Path) -> PretrainedConfig:
     return config
 
 
-def load(folder: Path, config: PretrainedConfig, precision: Precision, device: torch.device) -> Subject:
+def load(folder: Path, config: PretrainedConfig, precision: Precision, device: torch.device) -> AnalyzedModel:
     """Reads safetensors only, and no code of the folder's.
 
     Raises:
@@ -135,7 +134,7 @@ def load(folder: Path, config: PretrainedConfig, precision: Precision, device: t
     wrong = [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
     if wrong:
         raise ValueError(f"{folder}: its weights lack {wrong[0]}, or have it in another shape")
-    return Subject(model.to(device))
+    return AnalyzedModel(model.to(device))
 
 
 def read_tokenizer(folder: Path, name: str | None) -> PreTrainedTokenizerFast | None:
@@ -159,13 +158,14 @@ def opened(path: Path) -> Iterator[Path]:
         yield path
         return
     checkpoint = path if (path / "weights").is_dir() else checkpoints(path)[-1]
-    with TemporaryDirectory() as folder:
-        # In a process of its own: NeMo takes seconds to import and changes torch's settings while it is.
-        done = subprocess.run([sys.executable, "-c", CONVERT, str(checkpoint), f"{folder}/hf"], capture_output=True)
-        if done.returncode:
-            *_, last = ["no reason given", *done.stderr.decode(errors="replace").strip().splitlines()]
-            raise ValueError(f"{checkpoint} cannot be converted: {last.removeprefix('error: ')}")
-        yield Path(folder, "hf")
+    with TemporaryDirectory() as made:
+        folder = Path(made, "hf")
+        folder.mkdir()
+        try:
+            export_huggingface(checkpoint, folder)
+        except ValueError as error:
+            raise ValueError(f"{checkpoint} cannot be converted: {error}") from error
+        yield folder
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -174,19 +174,14 @@ def checkpoints(run: Path) -> list[Path]:
     Raises:
         ValueError: where there is none.
     """
-    folder = run / "checkpoints"
-    found = [p for p in folder.glob("step=*") if p.is_dir() and not (folder / f"{p.name}-unfinished").exists()]
+    found = finished_checkpoints(run / "checkpoints")
     if not found and (run / "config.json").is_file():
         raise ValueError(f"model={run} is a Hugging Face folder: this measure follows a run, give the run's output")
     if not found:
         raise ValueError(
             f"model={run} is no Hugging Face folder (no config.json) and no run with a finished checkpoint"
         )
-    return sorted(found, key=step_of)
-
-
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step="))
+    return found
 
 
 def _brief(error: Exception) -> str:

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BloomConfig, Gemma2Config, GPT2Config, LlamaConfig, MambaConfig
 
-from nemo_cdt.analysis import attention, subject
+from nemo_cdt.analysis import analyzed_model, attention
+from nemo_cdt.analysis.analyzed_model import checkpoints, choose_device, load, opened, read_config
 from nemo_cdt.analysis.memory import GIB, fixed, parameters, per_row, per_token, require_room
 from nemo_cdt.analysis.observe import observe
-from nemo_cdt.analysis.subject import checkpoints, choose_device, load, opened, read_config
 from nemo_cdt.config import Accelerator, Precision
 from tests.analysis.models import SIZES, eager
 from tests.analysis.test_flow import TOP_K, sample
@@ -93,7 +93,7 @@ def test_a_model_whose_attention_is_another_is_one_line(tmp_path, name):
 
 
 def test_a_layer_that_attends_by_itself_is_one_line(monkeypatch):
-    found = subject.Subject(eager("llama"))
+    found = analyzed_model.AnalyzedModel(eager("llama"))
     with pytest.raises(ValueError, match="LlamaForCausalLM has 3 layers, of which 0 attend through transformers'"):
         observe(found, sample(), TOP_K)
 
@@ -109,16 +109,21 @@ def test_a_run_is_its_last_finished_checkpoint_converted(tmp_path, monkeypatch):
     for name in ("step=9", "step=10", "step=11"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     (tmp_path / "checkpoints/step=11-unfinished").touch()
-    convert = "import sys, pathlib; _, source, to = sys.argv; path = pathlib.Path(to); path.mkdir(); "
-    monkeypatch.setattr(subject, "CONVERT", convert + "(path / 'config.json').write_text(source)")
+    monkeypatch.setattr(
+        analyzed_model, "export_huggingface", lambda source, to: (to / "config.json").write_text(str(source))
+    )
     with opened(tmp_path) as folder:
         assert (folder / "config.json").read_text() == str(tmp_path / "checkpoints/step=10")
 
     assert not folder.exists()
     assert [path.name for path in checkpoints(tmp_path)] == ["step=9", "step=10"]
-    monkeypatch.setattr(subject, "CONVERT", "import sys; sys.exit('error: it is damaged')")
-    with pytest.raises(ValueError, match=r"step=10 cannot be converted: it is damaged"), opened(tmp_path):
-        pass
+
+
+def test_a_checkpoint_that_is_not_whole_is_one_line(tmp_path):
+    (tmp_path / "checkpoints/step=10/weights").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"step=10 cannot be converted: .*is no finished NeMo checkpoint") as raised:
+        opened(tmp_path).__enter__()
+    assert "\n" not in str(raised.value)
 
 
 def test_a_folder_that_is_no_model_and_no_run_is_one_line(tmp_path):
