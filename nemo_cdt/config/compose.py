@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nemo_cdt.config.errors import explain
 from nemo_cdt.config.files import typed
 from nemo_cdt.config.schema import Config
+from nemo_cdt.objectives.registry import foreign_settings
 
 S = TypeVar("S")
 PACKAGE = Path(__file__).parents[1]
@@ -31,8 +32,11 @@ def options(group: str) -> list[str]:
 
 
 def register(schema: type[Any] = Config) -> None:
-    """Makes ``schema`` the one that conf/config.yaml names first, in this process."""
-    ConfigStore.instance().store(name="schema", node=schema)
+    """Makes ``schema`` the one that conf/config.yaml names first; and what entry points brought, objectives to choose."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=schema)
+    for name, kind in foreign_settings():
+        store.store(group="objective", name=name, node=kind)
 
 
 def compose(overrides: Sequence[str], schema: type[S] = Config) -> S:  # type: ignore[assignment]
