@@ -9,6 +9,9 @@ from nemo_cdt.validation import validate
 
 SITE = Path(__file__).with_name("site.yaml")
 EXPERIMENTS = options("experiment")
+MODEL = ("data.path=data/rows.jsonl", "init.hf=models/llama", "model.tokenizer=models/llama")
+"""On a cluster elsewhere: nothing of it is here."""
+AWAY = ("launcher=slurm", "launcher.host=login", "launcher.user=me", "launcher.workdir=/lustre/me")
 
 
 def run(*overrides: str, site: Path = SITE) -> Config:

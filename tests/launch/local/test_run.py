@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from nemo_cdt.config import Config, ObjectiveName, load, save
+from nemo_cdt.config import Config, load, save
 from nemo_cdt.launch.local import run as local
 from tests import jobs
 from tests.ranks import started
@@ -34,7 +34,7 @@ def test_two_devices_are_two_ranks_and_the_run_is_recorded_before_they_start(tmp
         from nemo_cdt.launch.local import run as local
         from nemo_cdt.config import load
         local.TRAIN = "tests.child"
-        launch(load({str(config(tmp_path / "run", "fine", compare_to=ObjectiveName.ce))!r}))
+        launch(load({str(config(tmp_path / "run", "fine", compare_to="ce"))!r}))
     """
 
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=300)
@@ -43,9 +43,9 @@ def test_two_devices_are_two_ranks_and_the_run_is_recorded_before_they_start(tmp
     assert "rank 0 of 2" in done.stdout
     assert "rank 1 of 2" in done.stdout
     assert done.stdout.rstrip().endswith(f"{tmp_path}/run/pid1")
-    assert load(tmp_path / "run/config.yaml").compare_to is ObjectiveName.ce
+    assert load(tmp_path / "run/config.yaml").compare_to == "ce"
     baseline = load(tmp_path / "run/baseline/config.yaml")
-    assert (baseline.objective.name, baseline.compare_to, baseline.report) == (ObjectiveName.ce, None, False)
+    assert (baseline.objective.name, baseline.compare_to, baseline.report) == ("ce", None, False)
     assert not (tmp_path / "home").exists()
 
 

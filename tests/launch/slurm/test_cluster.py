@@ -1,6 +1,5 @@
-"""Scripts of Slurm, golden; and a real Slurm of two virtual nodes, on which the demo runs, is preempted and goes on."""
+"""A real Slurm of two virtual nodes, on which the demo runs, is preempted and goes on: .ci/run installs it."""
 
-import io
 import json
 import re
 import subprocess
@@ -10,193 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
-from nemo_cdt.config import typed
-from nemo_cdt.launch.jobs import launch_job, render
 from nemo_cdt.launch.slurm.cluster import _place
-from nemo_cdt.launch.slurm.sbatch import script
-from tests.launch.composed import EXPERIMENTS, run
 from tests.launch.slurm import slurm_lab
 
 ROOT = Path(__file__).parents[3]
-MODEL = ("data.path=data/rows.jsonl", "init.hf=models/llama", "model.tokenizer=models/llama")
-AWAY = ("launcher=slurm", "launcher.host=login", "launcher.user=me", "launcher.workdir=/lustre/me")
-CASES = {
-    "slurm_chain": ["launcher.submit=sbatch", "launcher.chain=3", "launcher.time=4:00:00", "launcher.qos=long"],
-    "slurm_pyxis": [
-        "launcher.submit=sbatch",
-        "launcher.image=nvcr.io/nvidia/nemo:25.11",
-        "launcher.mounts=[/lustre/data:/data]",
-        "launcher.fabric=ethernet",
-        "launcher.interface=eth0",
-        "launcher.array=1-4%2",
-        "launcher.exclusive=true",
-    ],
-    "slurm_nemo_run": [
-        "launcher.submit=nemo_run",
-        "launcher.image=nvcr.io/nvidia/nemo:25.11",
-        "launcher.mounts=[/lustre/data:/data]",
-        "launcher.chain=2",
-    ],
-}
-
-
-@pytest.fixture(autouse=True)
-def no_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NeMo-Run's shell reads it, and pytest's stand-in does not let it."""
-    monkeypatch.setattr("sys.stdin", io.StringIO())
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_the_scripts_of_four_nodes_are_the_golden_ones(case, is_golden):
-    nodes = ("experiment=rows_llama31_8b_32k", "trainer.num_nodes=4", "parallel.context=4")
-    text = render(run(*AWAY, *nodes, *MODEL, "launcher.dryrun=true", *CASES[case]))
-
-    scripts, configuration = text.split("\n# /lustre/me/runs/rows_llama31_8b_32k/config.yaml:\n")
-    is_golden(f"{case}.sh", scripts)
-    read = typed(OmegaConf.create(configuration.replace("# ", "")))
-    assert (read.resume, read.launcher.dryrun, read.trainer.num_nodes) == (True, False, 4)
-
-
-@pytest.mark.parametrize("submit", ["sbatch", "nemo_run"])
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_renders_a_script_that_bash_reads(submit, experiment):
-    config = run(*AWAY, f"experiment={experiment}", *MODEL, f"launcher.submit={submit}", "launcher.dryrun=true")
-
-    text = render(config)
-
-    assert subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True).stderr == ""
-    assert f"-m nemo_cdt.launch.node /lustre/me/{config.output}/config.yaml" in text
-
-
-def test_a_dry_run_shows_a_job_whose_data_are_not_there_and_says_so(capsys):
-    wanted = ("launcher=slurm", "experiment=alignment_llama31_70b_128k", "launcher.submit=sbatch")
-
-    launch_job(run(*wanted, "launcher.dryrun=true"))
-
-    shown = capsys.readouterr()
-    assert shown.out.startswith("#!/bin/bash")
-    assert shown.err.startswith("note: as it stands this job would not start: data.path=null")
-    with pytest.raises(ValueError, match=r"data\.path=null"):
-        run(*wanted)
-
-
-def test_a_dry_run_for_a_cluster_elsewhere_needs_nothing_of_it_here(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    wanted = ("experiment=rows_llama31_8b_32k", *MODEL, "launcher.submit=sbatch", "launcher.dryrun=true")
-
-    launch_job(run(*AWAY, *wanted))
-
-    shown = capsys.readouterr()
-    assert shown.out.startswith("#!/bin/bash")
-    there = "data.path=data/rows.jsonl init.hf=models/llama model.tokenizer=models/llama"
-    assert shown.err == f"note: not checked here: {there}: the job does\n"
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_value_of_the_environment_is_one_word_whatever_is_in_it(tmp_path):
-    evil = 'a\'b "c" $HOME `id` ; touch pwned'
-    config = run(*AWAY, "launcher.submit=sbatch")
-    config.launcher.env["EVIL"] = evil
-
-    exports = "\n".join(line for line in script(config).splitlines() if line.startswith("export "))
-    done = subprocess.run(["bash"], input=f'{exports}\nprintf %s "$EVIL"', text=True, capture_output=True, cwd=tmp_path)
-
-    assert done.stdout == evil
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_questions_that_do_not_fit_are_refused_before_submission(capsys):
-    short = ("launcher=slurm", "launcher.submit=sbatch", "data.seq_length=512", "trainer.accelerator=cpu")
-    expected = "data.seq_length=512 is too short for the facts: set at least 557"
-
-    launch_job(run(*short, "launcher.dryrun=true"))
-    assert f"note: as it stands this job would not start: {expected}\n" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=expected):
-        launch_job(run(*short))
-
-
-def test_a_dry_run_names_all_that_is_missing_and_what_has_no_effect(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    on_this_login_node = ("launcher=slurm", "experiment=rows_llama31_8b_32k", "launcher.submit=sbatch")
-
-    launch_job(run(*on_this_login_node, *MODEL, "launcher.dryrun=true", "launcher.image=nemo.sqsh"))
-    missing = [line.removeprefix("note: ") for line in capsys.readouterr().err.splitlines()]
-    assert missing == [
-        f"launcher.image={tmp_path}/nemo.sqsh is not on this machine: is it on the nodes?",
-        *(f"as it stands this job would not start: {path} does not exist" for path in MODEL),
-    ]
-
-    launch_job(run(*on_this_login_node, *MODEL, "launcher.dryrun=true", "launcher.mounts=[/a:/b]", "launcher.user=me"))
-    notes = capsys.readouterr().err
-    assert "note: launcher.mounts=['/a:/b'] has no effect without launcher.image\n" in notes
-    assert "note: launcher.user=me has no effect without launcher.host\n" in notes
-
-
-@pytest.mark.parametrize(
-    ("given", "rendered"),
-    [
-        ("nemo.sqsh", "/lustre/me/nemo.sqsh"),
-        ("images/nemo.sqsh", "/lustre/me/images/nemo.sqsh"),
-        ("/images/nemo", "/images/nemo"),
-        ("nvcr.io/nvidia/nemo:25.11", "nvcr.io#nvidia/nemo:25.11"),
-        ("nvcr.io#nvidia/nemo:25.11", "nvcr.io#nvidia/nemo:25.11"),
-        ("localhost:5000/nemo", "localhost:5000#nemo"),
-        ("docker://nvcr.io/nvidia/nemo", "nvcr.io#nvidia/nemo"),
-        ("dockerd://nemo-cdt:1", "dockerd://nemo-cdt:1"),
-        ("nvidia/cuda:13.0", "nvidia/cuda:13.0"),
-        ("ubuntu", "ubuntu"),
-    ],
-)
-@pytest.mark.parametrize("submit", ["sbatch", "nemo_run"])
-def test_an_image_is_a_file_from_the_root_on_or_of_a_registry_as_enroot_has_it(given, rendered, submit):
-    config = run(*AWAY, f"launcher.image='{given}'", f"launcher.submit={submit}", "launcher.dryrun=true")
-
-    assert re.search(rf"--container-image[ =]{re.escape(rendered)}[ ']", render(config))
-
-
-@pytest.mark.parametrize("submit", ["sbatch", "nemo_run"])
-def test_srun_gets_the_cpus_that_the_job_has(submit):
-    config = run(*AWAY, "launcher.cpus_per_task=16", f"launcher.submit={submit}", "launcher.dryrun=true")
-
-    assert re.search(r"^srun .*--cpus-per-task=16", render(config), re.MULTILINE)
-
-
-def test_a_key_that_the_command_line_states_wins_over_the_site_even_where_it_is_none(tmp_path):
-    (tmp_path / "site.yaml").write_text("slurm: {account: a, partition: p, image: /i.sqsh, mounts: [/a:/b], qos: q}")
-    given = ("launcher.image=null", "launcher.mounts=[]", f"launcher.site={tmp_path}/site.yaml", "launcher.dryrun=true")
-    command = [sys.executable, str(ROOT / "recipes/cdt_llama31.py"), "launcher=slurm", "launcher.submit=sbatch", *given]
-
-    done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True)
-
-    assert done.returncode == 0, done.stderr
-    assert "--container" not in done.stdout
-    assert "#SBATCH --qos=q" in done.stdout
-    assert done.stderr == ""
-
-
-def test_logs_are_those_of_the_job_the_runs_own_after_what_nemo_run_echoes():
-    names = ["9.out", "3.out", "12_1.out", "log-a-1f2e.train-1_10_1.out", "sbatch_a-1f2e.train-1_10.out", "10.out.old"]
-
-    told = sorted(filter(None, (_place(f"runs/slurm/{name}", ["12", "10", "3"]) for name in names)))
-
-    expected = ["12_1.out", "sbatch_a-1f2e.train-1_10.out", "log-a-1f2e.train-1_10_1.out", "3.out"]
-    assert [Path(path).name for *_, path in told] == expected
-
-
-def test_a_path_that_nemo_run_would_garble_is_refused():
-    garbled = (*AWAY[:-1], "launcher.workdir=/lustre/nemo_runs", "launcher.dryrun=true")
-
-    with pytest.raises(
-        ValueError, match=r"for /nemo_run into /lustre/nemo_runs/runs/demo/config.yaml: set launcher.sub"
-    ):
-        render(run(*garbled))
-    assert "/lustre/nemo_runs/runs/demo/config.yaml" in render(run(*garbled, "launcher.image=nemo"))
-
-
-# What follows needs the Slurm of Debian's packages, which .ci/run installs.
-
 SMALL = (
     *("trainer.max_steps=6", "trainer.val_interval=3", "data.validation_samples=4", "trainer.checkpoint_interval=2"),
     *("data.seq_length=640", "model.hidden_size=64", "model.ffn_hidden_size=128", "model.num_layers=2"),
@@ -419,3 +236,12 @@ def test_a_login_node_that_does_not_let_us_in_is_one_line(user, host, expected, 
     assert refused.returncode == 2, out
     assert f"error: {expected}" in out, out
     assert list(tmp_path.iterdir()) == [tmp_path / "site.yaml"]
+
+
+def test_logs_are_those_of_the_job_the_runs_own_after_what_nemo_run_echoes():
+    names = ["9.out", "3.out", "12_1.out", "log-a-1f2e.train-1_10_1.out", "sbatch_a-1f2e.train-1_10.out", "10.out.old"]
+
+    told = sorted(filter(None, (_place(f"runs/slurm/{name}", ["12", "10", "3"]) for name in names)))
+
+    expected = ["12_1.out", "sbatch_a-1f2e.train-1_10.out", "log-a-1f2e.train-1_10_1.out", "3.out"]
+    assert [Path(path).name for *_, path in told] == expected
