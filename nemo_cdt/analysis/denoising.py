@@ -20,8 +20,8 @@ from nemo_cdt.analysis.samples import CRITICAL, Sample
 from nemo_cdt.analysis.settings import Denoise, NoiseBy, Optimizer
 from nemo_cdt.config import Precision
 from nemo_cdt.data.documents import TokenType
-from nemo_cdt.objectives.cdt import Normalization
 from nemo_cdt.objectives.cdt.denoise import Denoising, scores, shift
+from nemo_cdt.objectives.cdt.settings import Normalization
 
 BEFORE, DENOISED, TRAINED = "before", "denoised", "trained"
 

@@ -14,7 +14,7 @@ from nemo_cdt.analysis.samples import CONTEXT, CRITICAL, Sample
 from nemo_cdt.analysis.settings import Denoise, NoiseBy, Optimizer
 from nemo_cdt.config import Precision
 from nemo_cdt.data.documents import TokenType
-from nemo_cdt.objectives.cdt import Normalization
+from nemo_cdt.objectives.cdt.settings import Normalization
 from nemo_cdt.report.heatmap import TYPE_NAMES
 
 ACTS = 0.01

@@ -3,12 +3,11 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_cdt.config.errors import explain
@@ -32,7 +31,7 @@ def options(group: str) -> list[str]:
 
 
 def register(schema: type[Any] = Config) -> None:
-    """Makes ``schema`` the one that conf/config.yaml names first; and what entry points brought, objectives to choose."""
+    """Makes ``schema`` the one that conf/config.yaml names first, and entry points' objectives options of theirs."""
     store = ConfigStore.instance()
     store.store(name="schema", node=schema)
     for name, kind in foreign_settings():
@@ -52,7 +51,7 @@ def compose(overrides: Sequence[str], schema: type[S] = Config) -> S:  # type: i
     register(schema)
     try:
         with _one_line(schema), hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return _typed(hydra.compose("config", list(overrides)), schema)
+            return typed(hydra.compose("config", list(overrides)), schema)
     finally:
         register()
 
@@ -74,15 +73,11 @@ def compose_settings(schema: type[S], overrides: Sequence[str], option: str | No
     begin = hydra.initialize_config_dir(str(conf_dir()), version_base="1.3") if option else _without_conf()
     values = [f"+{group}@_global_={name}"] if option else []
     with _one_line(schema), begin:
-        return _typed(hydra.compose("settings", [*values, *overrides]), schema)
+        return typed(hydra.compose("settings", [*values, *overrides]), schema)
 
 
 def _without_conf() -> Any:
     return hydra.initialize(config_path=None, version_base="1.3")
-
-
-def _typed(composed: DictConfig, schema: type[S]) -> S:
-    return cast(S, typed(composed, cast(Any, schema)))
 
 
 @contextmanager

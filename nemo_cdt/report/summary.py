@@ -9,7 +9,7 @@ import numpy as np
 
 from nemo_cdt.describe import describe
 from nemo_cdt.objectives import objective_of
-from nemo_cdt.objectives.cdt import Normalization
+from nemo_cdt.objectives.cdt.settings import Normalization
 from nemo_cdt.report.run import Run, Series
 
 HARDLY_ANYTHING = 1e-4
