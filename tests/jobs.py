@@ -51,6 +51,16 @@ def train(config: Config, mutate: str | None = None) -> dict[str, Any]:
         return result
 
 
+def train_foreign(config: Config, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """:func:`train` with the objective that is installed in ``folder``."""
+    sys.path.insert(0, str(folder))
+    from nemo_cdt.objectives import objective_class, registry
+
+    registry._foreign.cache_clear()  # it may have looked before
+    config.objective = objective_class("signed").settings_class(**values)
+    return train(config)
+
+
 def evaluate(config: Config, documents: list[Any]) -> dict[str, float]:
     """What the last validation of ``config`` logged, over ``documents``."""
     with cuda_on_cpu():

@@ -7,6 +7,7 @@ whoever can change a file can change its sum. What runs no code is :mod:`nemo_cd
 
 import io
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -110,8 +111,8 @@ def write_checksums(checkpoint: Path, known: Mapping[str, Sum]) -> None:
 
 
 def has_checksums(checkpoint: Path) -> bool:
-    """False for one of before there were any, and for NeMo's own."""
-    return (checkpoint / CHECKSUMS).is_file()
+    """False for one of before there were any, and for NeMo's own. What is there by that name and no file is damage."""
+    return os.path.lexists(checkpoint / CHECKSUMS)
 
 
 def compare(checkpoint: Path, mine: Callable[[str], bool] = lambda _: True) -> None:
@@ -124,10 +125,19 @@ def compare(checkpoint: Path, mine: Callable[[str], bool] = lambda _: True) -> N
     found = read_json(file)
     if entry(found, "algorithm", str, file) != ALGORITHM:
         raise FileError(f"{file}: its algorithm is {found['algorithm'][:100]!r}, but only {ALGORITHM} is known")
+    _require_all(checkpoint, entry(found, "files", dict, file), file)
     listed = [(n, *_listed(each, f"{file}: {n}")) for n, each in entry(found, "files", dict, file).items() if mine(n)]
     with ThreadPoolExecutor(THREADS) as pool:
         for _ in pool.map(lambda one: _compare(checkpoint, *one), listed):
             pass
+
+
+def _require_all(checkpoint: Path, listed: Mapping[str, Any], file: Path) -> None:
+    """Raise FileError where a file that is read is not listed: a shorter list would vouch for it."""
+    weights = (f"weights/{path.name}" for path in (checkpoint / "weights").iterdir() if path.is_file())
+    for name in (*weights, "context/model.yaml"):
+        if name not in listed and name != EDITABLE and (checkpoint / name).exists():
+            raise FileError(f"{file}: it does not list {name}")
 
 
 def _listed(each: Any, where: str) -> Sum:

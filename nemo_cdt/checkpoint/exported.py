@@ -1,7 +1,8 @@
 """The folder of an exported model: which run made it, and what of it may be replaced.
 
 A run marks what it exports with a file that has the run's id and a list of what was written. A folder is replaced only
-where it has that mark and holds nothing else, and removed file by file: what is the user's is never removed.
+where it has that mark and holds nothing else, each file as it was written, and removed file by file: what is the user's
+is never removed.
 """
 
 import json
@@ -10,9 +11,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+from nemo_cdt.checkpoint.checksums import sum_of
 from nemo_cdt.utils.atomic_write import atomic_write, beside, real
-from nemo_cdt.utils.reading import entry, read_json
+from nemo_cdt.utils.reading import FileError, entry, read_json
 
 MARK = "nemo_cdt_export.json"
 RUN_ID = ".run_id"
@@ -43,11 +46,16 @@ def replacing(folder: Path, output: Path) -> Iterator[Path]:
     new.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield new
-        atomic_write(new / MARK, json.dumps({"run": _made_id(output), "files": _files(new)}, indent=1))
+        atomic_write(new / MARK, json.dumps({"run": _made_id(output), "files": _listed(new)}, indent=1))
         _swap(folder, new, _replaced(folder, output))
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)  # made here, and by nobody's name but ours
         raise
+
+
+def _listed(folder: Path) -> dict[str, list[Any]]:
+    """Of each file its size and its sum: a model that was trained further has the same sizes."""
+    return {name: list(sum_of(folder / name)) for name in _files(folder)}
 
 
 def _swap(folder: Path, new: Path, listed: dict[str, int]) -> None:
@@ -88,17 +96,22 @@ def _replaced(folder: Path, output: Path) -> dict[str, int]:
     run, listed = _marked(folder / MARK)
     if run != _run_id(output):
         raise ExportError(f"{folder} is not empty: {min(found)} and what else is in it was exported by another run")
-    foreign = [name for name, size in found.items() if name != MARK and (size < 0 or listed.get(name) != size)]
+    ours = {name: size for name, size in found.items() if name != MARK}
+    foreign = [name for name, size in ours.items() if size < 0 or (listed.get(name) or [None])[0] != size]
+    foreign = foreign or [name for name in ours if list(sum_of(folder / name)) != listed[name]]
     if foreign:
         raise ExportError(f"{folder} is not empty: {min(foreign)} in it is not as this run exported it")
     return found
 
 
-def _marked(mark: Path) -> tuple[str, dict[str, int]]:
+def _marked(mark: Path) -> tuple[str, dict[str, list[Any]]]:
     """Whose mark it is, and what it lists."""
     try:
         of = read_json(mark)
-        return entry(of, "run", str, mark), entry(of, "files", dict, mark)
+        files = entry(of, "files", dict, mark)
+        if not all(isinstance(each, list) and len(each) == 2 for each in files.values()):
+            raise FileError(f"{mark}: its files must have a size and a sum each")
+        return entry(of, "run", str, mark), files
     except ValueError as error:
         raise ExportError(str(error)) from error
 

@@ -7,7 +7,9 @@ import os
 import re
 from pathlib import Path
 
-STEP = re.compile(r"step=(\d+)")
+from nemo_cdt.utils.atomic_write import beside
+
+STEP = re.compile(r"step=([0-9]{1,18})")
 
 
 def finished_checkpoints(folder: Path) -> list[Path]:
@@ -55,7 +57,6 @@ def set_aside(damaged: Path) -> Path:
 
 def point(link: Path, target: Path) -> None:
     """Makes ``link`` mean ``target``, which lies beside it, at once."""
-    partial = link.with_name(f".{link.name}")
-    partial.unlink(missing_ok=True)
+    partial = beside(link)
     partial.symlink_to(target.name)
     partial.replace(link)

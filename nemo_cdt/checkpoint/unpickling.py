@@ -16,16 +16,15 @@ while a loader runs.
 import io
 import os
 import pickle
-import pickletools
 import re
 import zipfile
-from collections import Counter
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -68,16 +67,44 @@ OF_FP8 = {
 Known = Mapping[str, set[str]]
 
 
-class Restricted(pickle.Unpickler):
-    """Knows the names in ``known`` and nothing else.
+BUILT = {
+    *("Metadata", "MCoreMetadata", "MetadataIndex", "TensorStorageMetadata", "BytesStorageMetadata"),
+    *("ChunkStorageMetadata", "TensorProperties", "StorageMeta", "_StorageInfo", "_StoragePrefix", "SavePlan"),
+    *("MCoreSavePlan", "WriteItem", "TensorWriteData"),
+    *(name for name in OF_FP8["transformer_engine.common.recipe"] if not name.startswith(("Format", "_Format"))),
+}
+"""Classes whose instances a pickle gives their attributes. Never a class itself, a function or a member of an enum:
+all of the process would see what was changed there."""
+FILLED = (dict, list, set, OrderedDict, defaultdict, deque)
+"""What a pickle puts items into."""
+
+
+class Restricted(pickle._Unpickler):  # type: ignore[name-defined, misc]
+    """Knows the names in ``known`` and nothing else, and changes nothing but what it has made.
 
     Names are compared whole: a pickle may ask for ``module "os.system"``, which plain find_class would look up as an
-    attribute of what the module has imported.
+    attribute of what the module has imported. Python's own unpickler in Python, not the one in C: that one makes room
+    for as many objects as the largest number that a pickle gives one, 64 GiB for five bytes.
     """
+
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+    stack: list[Any]
+    metastack: list[list[Any]]
 
     def __init__(self, file: Any, known: Known) -> None:
         super().__init__(file)
         self._known = known
+
+    def _load_build(self) -> None:
+        made = self.stack[-2]
+        if isinstance(made, type) or type(made).__name__ not in BUILT:
+            raise pickle.UnpicklingError(refusal(f"a change of {_called(made)}"))
+        pickle._Unpickler.load_build(self)  # type: ignore[attr-defined]
+
+    def _filling(self, place: int) -> None:
+        into = self.stack[place] if place < 0 else self.metastack[-1][-1]
+        if type(into) not in FILLED:
+            raise pickle.UnpicklingError(refusal(f"a change of {_called(into)}"))
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("builtins", "getattr"):
@@ -90,6 +117,31 @@ class Restricted(pickle.Unpickler):
         raise pickle.UnpicklingError("it refers to what is elsewhere")
 
 
+def _guarded(operation: str, place: int) -> Callable[[Any], None]:
+    """An operation that fills what lies at ``place`` of the stack; 0: below the mark."""
+    right = getattr(pickle._Unpickler, operation)  # type: ignore[attr-defined]
+
+    def load(unpickler: Any) -> None:
+        unpickler._filling(place)
+        right(unpickler)
+
+    return load
+
+
+Restricted.dispatch |= {
+    pickle.BUILD[0]: Restricted._load_build,
+    pickle.APPEND[0]: _guarded("load_append", -2),
+    pickle.APPENDS[0]: _guarded("load_appends", 0),
+    pickle.SETITEM[0]: _guarded("load_setitem", -3),
+    pickle.SETITEMS[0]: _guarded("load_setitems", 0),
+    pickle.ADDITEMS[0]: _guarded("load_additems", 0),
+}
+
+
+def _called(made: object) -> str:
+    return getattr(made, "__qualname__", type(made).__qualname__)
+
+
 class _Inert(Restricted):
     """The same, and makes nothing of what it knows: for state that is only looked through, of packages not here."""
 
@@ -98,6 +150,8 @@ class _Inert(Restricted):
             return lambda data: torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
         if name not in self._known.get(module, ()):
             raise pickle.UnpicklingError(refusal(f"{module}.{name}"))
+        if module == "collections":
+            return {"OrderedDict": OrderedDict, "deque": deque}[name]
         return type(name, (_Anything,), {})
 
 
@@ -105,12 +159,6 @@ class _Anything:
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
     def __setstate__(self, _: Any) -> None: ...
-
-    def __setitem__(self, *_: Any) -> None: ...
-
-    def append(self, *_: Any) -> None: ...
-
-    def extend(self, *_: Any) -> None: ...
 
 
 def refusal(name: str) -> str:
@@ -172,7 +220,6 @@ def read_metadata(weights: Path) -> Metadata:
     file = weights / METADATA
     data = read_bytes(file)
     with blamed_on(file), _refusals():
-        _require_small_memo(data)
         found = Restricted(io.BytesIO(data), OF_METADATA).load()
         _require_metadata(found)
         sizes = {path.name: path.stat().st_size for path in weights.iterdir() if path.is_file()}
@@ -185,13 +232,6 @@ def read_metadata(weights: Path) -> Metadata:
         if found.storage_meta is None:
             found.storage_meta = dcp.metadata.StorageMeta()
     return found
-
-
-def _require_small_memo(data: bytes) -> None:
-    """Python's unpickler makes room for as many objects as the largest number of one: 64 GiB for five bytes."""
-    for place, (operation, argument, _) in enumerate(pickletools.genops(data)):
-        if "PUT" in operation.name and isinstance(argument, int) and argument > place:
-            raise ValueError(f"it numbers an object {argument}, of at most {place}")
 
 
 def _require_metadata(found: Any) -> None:
@@ -321,5 +361,4 @@ def _check_state(state: bytes) -> None:
         load_object(state)
     else:
         with _refusals():
-            _require_small_memo(state)
             _Inert(io.BytesIO(state), OF_FP8).load()

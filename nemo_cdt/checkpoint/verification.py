@@ -18,7 +18,8 @@ from typing import Any
 from torch import distributed
 
 from nemo_cdt.checkpoint import checksums, unpickling
-from nemo_cdt.checkpoint.steps import finished_checkpoints, set_aside
+from nemo_cdt.checkpoint.steps import STEP, finished_checkpoints, set_aside, step_of
+from nemo_cdt.utils.reading import FileError
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +40,21 @@ def verify(checkpoint: Path, *, sums: bool = True, mine: Share = lambda _: True)
     """
     if not (checkpoint / "weights/metadata.json").is_file() or Path(f"{checkpoint}-unfinished").exists():
         raise ValueError(f"{checkpoint} is no finished NeMo checkpoint: its weights/metadata.json was written last")
+    if sums and not checksums.has_checksums(checkpoint):
+        if _older_have_some(checkpoint):
+            raise FileError(f"{checkpoint / checksums.CHECKSUMS}: it is missing, and an older checkpoint has its own")
+        log.info(f"{checkpoint} has no {checksums.CHECKSUMS}: it is read as it is, whole or not")
     if sums and checksums.has_checksums(checkpoint):
         checksums.compare(checkpoint, mine)
     unpickling.check(checkpoint, mine)
+
+
+def _older_have_some(checkpoint: Path) -> bool:
+    """Whether this one of a run was saved when checkpoints had checksums already."""
+    if not STEP.fullmatch(checkpoint.name):
+        return False
+    older = (each for each in finished_checkpoints(checkpoint.parent) if step_of(each) < step_of(checkpoint))
+    return any(map(checksums.has_checksums, older))
 
 
 def require_whole(checkpoint: Path, *, sums: bool = True) -> None:

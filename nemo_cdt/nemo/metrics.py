@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from nemo_cdt.utils.atomic_write import beside
 from nemo_cdt.utils.reading import metrics_row, read_lines
 
 RENAMED = {"reduced_train_loss": "loss"}
@@ -35,8 +37,8 @@ class JsonLinesLogger(Logger):
         """Drops the rows after ``step``, which will be written anew, and those that a killed attempt left torn."""
         if not self.path.exists():
             return
-        partial = self.path.with_name(f".{self.path.name}")
-        with partial.open("wb") as file:
+        partial = beside(self.path)
+        with partial.open("xb") as file:
             for _, line in read_lines(self.path):
                 row = metrics_row(line, self.path) if line.endswith(b"\n") else None
                 if row is not None and row["step"] <= step:
@@ -49,7 +51,9 @@ class JsonLinesLogger(Logger):
         row: dict[str, float | str] = {"step": int(step or 0) + 1}
         row |= {RENAMED.get(k, k): _finite(v) for k, v in metrics.items() if k not in DROPPED}
         if len(row) > 1:
-            with self.path.open("a", encoding="utf-8") as file:
+            # through no link: what a run writes is in its own folder
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+            with open(os.open(self.path, flags, 0o666), "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
     @rank_zero_only

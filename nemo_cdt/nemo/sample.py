@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from nemo_cdt.data.tokenizer import token_texts
 from nemo_cdt.objectives.cdt.detection import Detection
+from nemo_cdt.utils.atomic_write import atomic_write
 
 
 class SampleWriter(L.Callback):
@@ -35,7 +36,7 @@ class SampleWriter(L.Callback):
         torch.distributed.all_gather_object(everyone, mine)
         merged = {position: token for tokens in everyone for position, token in tokens.items()}
         if trainer.is_global_zero and merged:
-            self.path.write_text(json.dumps(self._sample(trainer.global_step, merged)), encoding="utf-8")
+            atomic_write(self.path, json.dumps(self._sample(trainer.global_step, merged)))
 
     def _tokens(self) -> dict[int, dict[str, Any]]:
         """This rank's tokens of the document, by their position in the row."""

@@ -1,6 +1,7 @@
 """When a run saves and what it keeps: ``OUTPUT/checkpoints/step=N``, and the links ``last`` and ``best``."""
 
 import errno
+import logging
 import math
 import multiprocessing
 import os
@@ -22,10 +23,12 @@ from nemo.lightning.pytorch.trainer import NoValOnRestartTrainingLoop
 from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_cdt.checkpoint.checksums import write_checksums
-from nemo_cdt.checkpoint.steps import finished_checkpoints, point, step_of
+from nemo_cdt.checkpoint.steps import STEP, finished_checkpoints, point, step_of
 from nemo_cdt.nemo import randomness
 from nemo_cdt.nemo.strategy import SynchronizedStrategy
 from nemo_cdt.utils.parent_watchdog import end_with_parent
+
+logger = logging.getLogger("nemo_cdt")
 
 
 class TrainingLoop(NoValOnRestartTrainingLoop):
@@ -135,6 +138,17 @@ class Checkpoints(nl.ModelCheckpoint):
             finish()
 
         return finalize
+
+    @staticmethod
+    def _remove_unfinished_checkpoints(checkpoint_dir: Path | str) -> None:
+        """Of a run's own names alone, and through no link: NeMo's would follow one, and takes any name for its own."""
+        for marker in Path(checkpoint_dir).glob("step=*-unfinished"):
+            checkpoint = marker.with_name(marker.name.removesuffix("-unfinished"))
+            if STEP.fullmatch(checkpoint.name) and marker.is_file() and not marker.is_symlink():
+                if checkpoint.is_dir() and not checkpoint.is_symlink():
+                    logger.warning("%s is not whole and is removed", checkpoint)
+                    shutil.rmtree(checkpoint)
+                marker.unlink()
 
     def _advice(self) -> str:
         finished = finished_checkpoints(self.folder)

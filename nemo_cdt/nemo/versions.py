@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from nemo_cdt.utils.atomic_write import atomic_write
+
 PACKAGES = (
     "nemo-cdt",
     "nemo-toolkit",
@@ -20,7 +22,7 @@ PACKAGES = (
 
 
 def write_versions(path: Path) -> None:
-    path.write_text(json.dumps(versions(), indent=1), encoding="utf-8")
+    atomic_write(path, json.dumps(versions(), indent=1))
 
 
 def versions() -> dict[str, str]:

@@ -41,7 +41,7 @@ def atomic_write(path: Path, text: str) -> None:
     """Writes a file that is there whole or not at all; an older one is replaced."""
     partial = beside(path)
     try:
-        with partial.open("x", encoding="utf-8") as file:
+        with partial.open("x", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
         partial.replace(path)
     finally:
@@ -52,9 +52,11 @@ def atomic_write(path: Path, text: str) -> None:
 def traceless(folder: Path, names: Collection[str]) -> Iterator[None]:
     """Where the block fails and nothing is new in ``folder`` but some of ``names``, those new ones are removed.
 
-    The caller keeps others from writing there meanwhile. What was there before stays, by the same names too.
+    The caller keeps others from writing there meanwhile. What was there before stays, and small files by the same names
+    get back what they held.
     """
     before = {path.name for path in folder.iterdir()}
+    held = {path: path.read_bytes() for path in map(folder.joinpath, names) if _is_small(path)}
     try:
         yield
     except BaseException:
@@ -62,7 +64,14 @@ def traceless(folder: Path, names: Collection[str]) -> Iterator[None]:
         if all(path.name in names for path in new):
             for path in new:
                 _remove(path)
+            for path, data in held.items():
+                if path.read_bytes() != data:
+                    atomic_write(path, data.decode("utf-8", "surrogateescape"))
         raise
+
+
+def _is_small(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink() and path.stat().st_size < 1 << 20
 
 
 def _remove(path: Path) -> None:

@@ -37,6 +37,19 @@ def in_metadata_by_a_dotted_name(checkpoint: Path, payload: Payload) -> None:
     (checkpoint / "weights/.metadata").write_bytes(call)
 
 
+def in_metadata_as_a_change_of_a_class(checkpoint: Path, payload: Payload) -> None:
+    """Every path of the process would mean another file, which the product then removes as its own."""
+    victim = str(checkpoint.parent / "victim").encode()
+    change = b"}X\x04\x00\x00\x00_strX" + len(victim).to_bytes(4, "little") + victim + b"s"
+    (checkpoint / "weights/.metadata").write_bytes(b"\x80\x02cpathlib\nPosixPath\nN" + change + b"\x86b.")
+    Path(victim.decode()).write_text("keep")
+
+
+def in_metadata_as_a_change_of_an_enums_member(checkpoint: Path, payload: Payload) -> None:
+    enum = b"ctorch.distributed.checkpoint.planner\nWriteItemType\nK\x01\x85R"
+    (checkpoint / "weights/.metadata").write_bytes(b"\x80\x02" + enum + b"}X\x01\x00\x00\x00aK\x01sb.")
+
+
 def in_common(checkpoint: Path, payload: Payload) -> None:
     file = checkpoint / "weights/common.pt"
     torch.save(torch.load(file) | {"more": payload}, file)
@@ -93,6 +106,8 @@ PLANTS: list[Callable[[Path, Payload], None]] = [
     in_metadata,
     in_metadata_beside_what_is_right,
     in_metadata_by_a_dotted_name,
+    in_metadata_as_a_change_of_a_class,
+    in_metadata_as_a_change_of_an_enums_member,
     in_common,
     in_common_as_a_bare_pickle,
     in_an_object,

@@ -48,6 +48,12 @@ def another_size(folder: Path) -> None:
     (folder / "config.json").write_text("mine, changed")
 
 
+def other_bytes(folder: Path) -> None:
+    """As of a model that was trained further in its place."""
+    file = folder / "config.json"
+    file.write_bytes(bytes(reversed(file.read_bytes())))
+
+
 def a_link(folder: Path) -> None:
     (folder / "config.json").unlink()
     (folder / "config.json").symlink_to("sub/file")
@@ -74,6 +80,7 @@ def no_list(folder: Path) -> None:
     [
         (a_file, "notes.txt"),
         (another_size, "config.json"),
+        (other_bytes, "config.json"),
         (a_link, "config.json"),
         (an_empty_folder, "empty"),
         (no_mark, "config.json"),

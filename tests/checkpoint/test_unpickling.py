@@ -11,7 +11,14 @@ import pytest
 
 from nemo_cdt.config import Init
 from tests import jobs
-from tests.checkpoint.planted import PLANTS, Payload, in_io_json, in_metadata, in_model_yaml
+from tests.checkpoint.planted import (
+    PLANTS,
+    Payload,
+    in_io_json,
+    in_metadata,
+    in_metadata_as_a_change_of_a_class,
+    in_model_yaml,
+)
 from tests.nemo.test_resume import begun, constant, documents, three_steps  # noqa: F401
 from tests.ranks import on_ranks
 from tests.runs import TINY, VOCABULARY, small_run
@@ -54,6 +61,7 @@ def test_code_in_a_checkpoint_does_not_run_when_it_is_converted(
     copy = planted(whole, tmp_path / "planted", plant, executed)
     refused(plant, lambda: on_ranks(jobs.converted, 1, copy, tmp_path / "hf"))
     assert not executed.exists()
+    assert plant is not in_metadata_as_a_change_of_a_class or (tmp_path / "victim").read_text() == "keep"
     assert (tmp_path / "hf").exists() == (plant in NEVER_READ)
 
 

@@ -187,6 +187,28 @@ def test_checksums_can_be_left_out_when_loading(begun: Path, documents: Path) ->
     assert "step=3-damaged" not in checkpoints(begun)
 
 
+def test_a_checkpoint_that_lost_its_checksums_is_damaged_where_older_ones_have_them(begun: Path) -> None:
+    (begun / "checkpoints/step=3/checksums.json").unlink()
+    [found] = on_ranks(jobs.newest, 1, begun / "checkpoints")
+    assert found["checkpoint"] == "step=2"
+    assert "step=3/checksums.json: it is missing" in found["said"]
+
+
+def test_what_only_looks_unfinished_is_left_alone(begun: Path, documents: Path, tmp_path: Path) -> None:
+    """NeMo takes any marker's name for its own, and follows links."""
+    folder = begun / "checkpoints"
+    (folder / "mine").mkdir()
+    (folder / "mine-unfinished").touch()
+    (tmp_path / "outside").write_text("keep")
+    (folder / "x-unfinished").symlink_to(tmp_path / "outside")
+    (folder / "step=1-unfinished").symlink_to(tmp_path / "outside")
+    (tmp_path / "rows").write_text("keep")
+    (begun / ".metrics.jsonl").symlink_to(tmp_path / "rows")
+    train(constant(begun, documents, steps=4, resume=True))
+    assert {"mine", "mine-unfinished", "x-unfinished"} < checkpoints(begun)
+    assert [(tmp_path / name).read_text() for name in ("outside", "rows")] == ["keep", "keep"]
+
+
 def test_a_copy_that_a_user_keeps_is_neither_resumed_nor_removed(
     begun: Path, one_process: Path, documents: Path
 ) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import psutil
 
+from nemo_cdt.checkpoint.steps import step_of
 from nemo_cdt.config import Config, load
 from nemo_cdt.launch.job import Job, State
 from nemo_cdt.utils.lock import holder
-from nemo_cdt.utils.reading import blamed_on
+from nemo_cdt.utils.reading import blamed_on, read_bytes
 
 
 def this_process() -> list[str]:
@@ -31,7 +32,7 @@ class Local:
         running, config = self._process(job) is not None, load(Path(job.output, "config.yaml"))
         last = Path(job.output, "checkpoints/last")
         with blamed_on(last):
-            saved = int(os.readlink(last).removeprefix("step=")) if last.is_symlink() else 0
+            saved = step_of(Path(os.readlink(last))) if last.is_symlink() else 0
         done = saved == config.trainer.max_steps
         phase = f"process {job.ids[0]} runs" if running else "done" if done else "ended early"
         line = f"{job.output}: {phase}, {saved} of {config.trainer.max_steps} steps saved"
@@ -40,10 +41,10 @@ class Local:
     def new_log(self, job: Job) -> str:
         """A local run writes its log to its terminal; what is in a file are its metrics."""
         file = Path(job.output, "metrics.jsonl")
-        whole = file.read_text(encoding="utf-8") if file.exists() else ""
-        end = whole.rfind("\n") + 1
+        whole = read_bytes(file) if file.exists() else b""
+        end = whole.rfind(b"\n") + 1
         new, self._read = whole[self._read : end], end
-        return new
+        return new.decode("utf-8", "replace")
 
     def cancel(self, job: Job) -> None:
         """As Ctrl-C's kinder sister: it saves first."""
