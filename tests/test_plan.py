@@ -95,7 +95,7 @@ def test_the_command_that_is_printed_runs_the_first_plan(example, tmp_path):
     assert words[-3:] == ["data.path=FILE", "init.hf=DIR", "launcher=NAME"]
 
     done = subprocess.run(
-        [sys.executable, str(ROOT / words[1]), "--cfg", "job", *words[2:-1]],
+        [sys.executable, str(ROOT / "recipes/cdt_llama31.py"), "--cfg", "job", *words[2:-1]],
         capture_output=True,
         text=True,
         cwd=tmp_path,

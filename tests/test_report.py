@@ -161,10 +161,10 @@ def test_the_page_explains_token_types_in_words(reported):
 def test_the_pages_command_composes_the_same_run(tmp_path):
     run = write_run(tmp_path / "beta=1,b 2")
     write_config(run, objective={"beta": 7.0}, export={"hf": "somewhere/hf"}, resume=True)
-    (command,) = re.findall(r"To run it again (python .*?), in the repository", Page(write_report(run)).text)
-    _, recipe, *words = shlex.split(command)
+    (command,) = re.findall(r"To run it again (nemo-cdt train .*?), in the folder", Page(write_report(run)).text)
+    _, _, *words = shlex.split(command)
     done = subprocess.run(
-        [sys.executable, str(ROOT / recipe), "--cfg", "job", *words], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, str(ROOT / "recipes/cdt_llama31.py"), "--cfg", "job", *words], capture_output=True, text=True, cwd=tmp_path
     )
 
     assert (done.returncode, done.stderr) == (0, "")

@@ -90,7 +90,7 @@ def table(plans: list[Plan], request: Request) -> str:
                 else []
             ),
             "",
-            f"python recipes/cdt_llama31.py {shlex.join(command(plans[0], request))}",
+            f"nemo-cdt train {shlex.join(command(plans[0], request))}",
         ]
     )
 

@@ -72,7 +72,7 @@ def again(run: Run, folder: Path) -> str:
     words = ["--config-path", str(folder.resolve()), *hydra, "resume=false", "output=again"]
     if run.config.export.hf is not None:
         words.append("export.hf=again/hf")
-    return shlex.join(["python", "recipes/cdt_llama31.py", *words])
+    return shlex.join(["nemo-cdt", "train", *words])
 
 
 def table(run: Run) -> list[Row]:

@@ -29,7 +29,7 @@ LEASE = 120
 
 def main() -> None:
     if len(sys.argv) != 2:
-        fail("usage: python -m nemo_cdt.launch.node CONFIG, a file of recipes/cdt_llama31.py --cfg job", 2)
+        fail("usage: python -m nemo_cdt.launch.node CONFIG, a file of nemo-cdt train --cfg job", 2)
     file = Path(sys.argv[1])
     with reported():
         config = of_array_task(load(file), os.environ.get("SLURM_ARRAY_TASK_ID"))
