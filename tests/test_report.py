@@ -164,7 +164,10 @@ def test_the_pages_command_composes_the_same_run(tmp_path):
     (command,) = re.findall(r"To run it again (nemo-cdt train .*?), in the folder", Page(write_report(run)).text)
     _, _, *words = shlex.split(command)
     done = subprocess.run(
-        [sys.executable, str(ROOT / "recipes/cdt_llama31.py"), "--cfg", "job", *words], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, str(ROOT / "recipes/cdt_llama31.py"), "--cfg", "job", *words],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
     )
 
     assert (done.returncode, done.stderr) == (0, "")
