@@ -93,10 +93,10 @@ def test_help_shows_the_groups_and_every_key():
 
 
 def test_cfg_job_prints_the_configuration_and_runs_nothing(tmp_path):
-    done = recipe("--cfg", "job", "--resolve", "name=mine", "objective.beta=3")
+    done = recipe("--cfg", "job", "--resolve", "name=mine", "objective.beta=3.5")
 
     assert done.returncode == 0
-    assert "beta: 3.0" in done.stdout
+    assert "beta: 3.5" in done.stdout
     assert "hf: runs/mine/hf" in done.stdout
     assert list(tmp_path.iterdir()) == []
 

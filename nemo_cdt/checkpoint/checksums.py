@@ -17,28 +17,15 @@ from typing import Any
 
 from xxhash import xxh3_128
 
+from nemo_cdt.checkpoint.sums import BLOCK, Sum, sum_of
 from nemo_cdt.utils.atomic_write import atomic_write
 from nemo_cdt.utils.reading import FileError, blamed_on, entry, read_json
 
 CHECKSUMS = "checksums.json"
 ALGORITHM = "xxh3_128"
 EDITABLE = "weights/adapter_metadata.json"
-BLOCK = 1 << 22
 THREADS = 8
 """That read at once: a file system of a cluster gives one reader a fraction of what it has."""
-
-Sum = tuple[int, str]
-"""Bytes, and their XXH3-128 in hexadecimal."""
-
-
-def sum_of(file: Path) -> Sum:
-    """Of a file as it is on disk."""
-    total, size = xxh3_128(), 0
-    with file.open("rb") as stream:
-        while block := stream.read(BLOCK):
-            total.update(block)
-            size += len(block)
-    return size, total.hexdigest()
 
 
 class _Summing(io.FileIO):

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from nemo_cdt.checkpoint.checksums import sum_of
+from nemo_cdt.checkpoint.sums import sum_of
 from nemo_cdt.utils.atomic_write import atomic_write, beside, real
 from nemo_cdt.utils.reading import FileError, entry, read_json
 

@@ -17,6 +17,7 @@ import io
 import os
 import pickle
 import re
+import struct
 import zipfile
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -195,7 +196,7 @@ def _refusals() -> Iterator[None]:
         named = re.search(r"GLOBAL (\S+)", str(error)) or re.search(r"class (\S+) ", str(error))
         text = str(error) if str(error).startswith("it ") else refusal(named[1]) if named else "its pickle is damaged"
         raise ValueError(text) from error
-    except (RuntimeError, EOFError, OSError, ImportError, AssertionError, zipfile.BadZipFile) as error:
+    except (RuntimeError, EOFError, OSError, ImportError, AssertionError, struct.error, zipfile.BadZipFile) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"it is cut off or damaged: {first[:160]}") from error
 

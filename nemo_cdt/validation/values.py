@@ -144,7 +144,10 @@ def _check_objective(config: Config) -> None:
         )
     for key, objective in zip(("objective.name", "compare_to"), [mine, *beside], strict=False):
         _check_preferences(config, key, objective)
-        objective.check(config)
+        try:
+            objective.check(config)
+        except ValueError as error:  # it may be somebody else's, whose refusal is one line too
+            raise ValueError(str(error)) from error
 
 
 def _check_preferences(config: Config, key: str, objective: Objective) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from xxhash import xxh3_128
 
-from nemo_cdt.checkpoint.checksums import CHECKSUMS, EDITABLE, _Summing, compare, sum_of, write_checksums
+from nemo_cdt.checkpoint.checksums import CHECKSUMS, EDITABLE, _Summing, compare, write_checksums
+from nemo_cdt.checkpoint.sums import sum_of
 from nemo_cdt.config import Parallel
 from tests import jobs
 from tests.ranks import on_ranks
@@ -98,5 +99,6 @@ def test_what_is_meant_to_be_edited_has_none(tmp_path: Path) -> None:
 )
 def test_a_bad_list_is_one_line(tmp_path: Path, text: str, expected: str) -> None:
     (tmp_path / CHECKSUMS).write_text(text)
+    (tmp_path / "weights").mkdir()
     with pytest.raises(ValueError, match=re.escape(expected)):
         compare(tmp_path)
