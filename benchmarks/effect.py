@@ -19,14 +19,12 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
 import torch
 from omegaconf import OmegaConf
 
@@ -36,12 +34,11 @@ from nemo_cdt.analysis.analyzed_model import AnalyzedModel, choose_device, load,
 from nemo_cdt.analysis.samples import Sample, load_samples
 from nemo_cdt.analysis.settings import Samples
 from nemo_cdt.config import Accelerator, Config, Precision, save
-from nemo_cdt.data.documents import TokenType
 from nemo_cdt.data.tokenizer import load_tokenizer
+from nemo_cdt.evaluation.questions import judgement
 from nemo_cdt.nemo import console
 from nemo_cdt.nemo.versions import versions
 from nemo_cdt.objectives import objective_of
-from nemo_cdt.objectives.cdt.denoise import scores
 from nemo_cdt.utils.atomic_write import atomic_write
 from nemo_cdt.utils.user_errors import fail, reported
 
@@ -356,47 +353,9 @@ def questions(length: int, hops: int, samples: int, vocab_size: int) -> list[Sam
 
 
 def asked(analyzed: AnalyzedModel, samples: Sequence[Sample]) -> Row:
-    """``accuracy``, ``loss`` and detection's shares, as a validation logs them (nemo_cdt/nemo/evaluation.py).
-
-    But for the eos after an answer, which is not asked for.
-    """
-    right, losses = [], []
-    every, critical = np.zeros(len(TokenType)), np.zeros(len(TokenType))
-    for first in range(0, len(samples), BATCH):
-        batch = samples[first : first + BATCH]
-        for sample, (loss, is_right, score_N) in zip(batch, answered(analyzed, batch), strict=True):
-            every += np.bincount(sample.types, minlength=len(TokenType))
-            critical += np.bincount(sample.types[score_N >= score_N.mean()], minlength=len(TokenType))
-            right.append(is_right)
-            losses.append(loss)
-    found: dict[str, Any] = {
-        "questions": len(samples),
-        "accuracy": float(np.mean(right)),
-        "loss": float(np.mean(losses)),
-    }
-    for kind in (TokenType.supporting, TokenType.interference):
-        found[f"critical_{kind.name}"] = float(critical[kind] / max(1.0, critical.sum()))
-        found[f"base_{kind.name}"] = float(every[kind] / every.sum())
-    # JSON has no NaN
+    """What :func:`judgement` says; JSON has no NaN."""
+    found: Row = {"questions": len(samples), **judgement(analyzed.model, samples, BATCH)}
     return {name: None if math.isnan(value) else value for name, value in found.items()}
-
-
-def answered(analyzed: AnalyzedModel, samples: Sequence[Sample]) -> Iterator[tuple[float, bool, np.ndarray]]:
-    """Of each sample the loss of its answer, whether that is right, and its tokens' scores."""
-    ids = [torch.as_tensor(sample.input_ids) for sample in samples]
-    # On the right, where causal attention sees no padding.
-    embedding_BND = analyzed.embed(torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)).requires_grad_(True)
-    logits_BNV = analyzed.model(inputs_embeds=embedding_BND, use_cache=False).logits.float()
-    losses, rights = [], []
-    for logits_NV, sample in zip(logits_BNV, samples, strict=True):
-        rows_R, answer_R = (torch.as_tensor(values, device=analyzed.device) for values in (sample.rows, sample.answer))
-        losses.append(torch.nn.functional.cross_entropy(logits_NV[rows_R], answer_R))
-        rights.append((logits_NV[rows_R].argmax(dim=-1) == answer_R).all())
-    torch.stack(losses).sum().backward()
-    assert embedding_BND.grad is not None
-    score_BN = scores(embedding_BND.grad).double().cpu().numpy()
-    for loss, right, score_N, sample in zip(losses, rights, score_BN, samples, strict=True):
-        yield loss.item(), bool(right), score_N[: len(sample)]
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from nemo_cdt.analysis.attention_map import attention_map, choose_layer, maps
 from nemo_cdt.analysis.denoising_report import denoise
 from nemo_cdt.analysis.detection import detection
 from nemo_cdt.analysis.em import em, moments
-from nemo_cdt.analysis.longppl import key_tokens, longppl
+from nemo_cdt.analysis.longppl import longppl
 from nemo_cdt.analysis.measures import Measure
 from nemo_cdt.analysis.observe import Observation, observe_all, shown
 from nemo_cdt.analysis.result import Result
@@ -31,6 +31,7 @@ from nemo_cdt.analysis.settings import Optimizer, Settings
 from nemo_cdt.analysis.significance import significance
 from nemo_cdt.checkpoint.steps import step_of
 from nemo_cdt.config import Precision
+from nemo_cdt.evaluation.longppl import key_tokens
 from nemo_cdt.report.plots import STYLE
 from nemo_cdt.utils.atomic_write import new_folder
 
@@ -120,7 +121,8 @@ def _measured(measure: Measure, analyzed: AnalyzedModel, found: list[Observation
 def _detection(analyzed: AnalyzedModel, found: list[Observation], settings: Settings) -> Result:
     analyzed.require_plain_head()
     keys = [
-        key_tokens(analyzed, one.sample, settings.longppl) for one in shown(found, "long and short context", len(found))
+        key_tokens(analyzed.log_probabilities, one.sample.input_ids, settings.longppl, analyzed.device)
+        for one in shown(found, "long and short context", len(found))
     ]
     return detection(found, keys, settings.top_k)
 

@@ -8,11 +8,12 @@ import numpy as np
 
 from nemo_cdt.analysis.estimate import Estimate, auc, estimate
 from nemo_cdt.analysis.groups import groups
-from nemo_cdt.analysis.longppl import KeyTokens
 from nemo_cdt.analysis.observe import Observation
 from nemo_cdt.analysis.result import COLORS, Drawing, Result, Table, axes
 from nemo_cdt.analysis.samples import CONTEXT, CRITICAL
 from nemo_cdt.data.documents import TokenType
+from nemo_cdt.evaluation.longppl import KeyTokens
+from nemo_cdt.evaluation.shares import critical
 from nemo_cdt.report.heatmap import TYPE_NAMES
 
 METHODS = {
@@ -47,7 +48,7 @@ def detected(score_N: np.ndarray, types_N: np.ndarray, top_k: int, key_N: np.nda
         ranked = np.argsort(np.where(context_N, -score_N, np.inf), kind="stable")
         top_N = np.zeros(len(score_N), dtype=bool)
         top_N[ranked[: min(top_k, int(context_N.sum()))]] = True
-        found_N = score_N >= score_N.mean()
+        found_N = critical(score_N)
     else:
         top_N = found_N = key_N
     top_N, found_N = top_N & context_N, found_N & context_N

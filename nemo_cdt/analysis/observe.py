@@ -15,6 +15,7 @@ from nemo_cdt.analysis.analyzed_model import AnalyzedModel
 from nemo_cdt.analysis.attention import KNOWN
 from nemo_cdt.analysis.flow import TYPES, AnswerRows
 from nemo_cdt.analysis.samples import Sample
+from nemo_cdt.evaluation.answers import is_right
 from nemo_cdt.objectives.cdt.denoise import scores
 
 T = TypeVar("T")
@@ -80,7 +81,7 @@ def observe(
     return Observation(
         sample=sample,
         loss=loss.item(),
-        correct=bool((logits_RV.argmax(dim=-1) == answer_R).all()),
+        correct=bool(is_right(logits_RV, answer_R)),
         attention_N=watch.attention_N.cpu().numpy() / (per_head * rows),
         ig_N=watch.ig_N.cpu().numpy() / per_head,
         gradient_N=scores(leaf_ND.grad).double().cpu().numpy(),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Optional
 
 from nemo_cdt.analysis.measures import Measure
-from nemo_cdt.config import Accelerator, Precision
+from nemo_cdt.config import Accelerator, KeyTokenRule, Precision
 from nemo_cdt.config.compose import compose_settings
 from nemo_cdt.utils.enums import StrEnum
 
@@ -41,17 +41,6 @@ class Samples:
 
 
 @dataclass(kw_only=True, slots=True)
-class LongPPL:
-    """The defaults are LongPPL's own."""
-
-    context: int = 4096  # tokens of the short context
-    window: int = 1024  # tokens judged at a time
-    alpha: float = 2.0  # by how much the long context must help, nats
-    beta: float = -2.0  # the least log-probability that a key token has with it
-    batch: int = 8  # windows computed together
-
-
-@dataclass(kw_only=True, slots=True)
 class Denoise:
     noise: NoiseBy = NoiseBy.gradient  # which tokens move: by gradient or IG below the mean, or all but the facts
     strengths: list[float] = field(default_factory=lambda: [1e-6, 1e-5, 5e-5, 1e-4, 1e-3, 1e-2, 1e-1])  # lr * beta
@@ -81,7 +70,7 @@ class Settings:
     top_k: int = 30  # tokens that a head's row retrieves (fr), and that a method detects (detection)
     resamples: int = 10000  # significance: of its bootstrap
     data: Samples = field(default_factory=Samples)
-    longppl: LongPPL = field(default_factory=LongPPL)
+    longppl: KeyTokenRule = field(default_factory=KeyTokenRule)
     denoise: Denoise = field(default_factory=Denoise)
     attention_map: AttentionMap = field(default_factory=AttentionMap)
 

@@ -252,14 +252,21 @@ class Init:
 
 
 @dataclass(kw_only=True, slots=True)
-class LongPPL:
-    """Perplexity of the validation tokens that need their long context (Fang et al., ICLR 2025); a judge says which."""
+class KeyTokenRule:
+    """Which tokens are LongPPL's key tokens. The defaults are LongPPL's own."""
 
-    evaluator: Optional[str] = None  # the judge, a Hugging Face folder with the run's tokenizer; None: not measured
     context: int = 4096  # tokens of the short context, at least
     window: int = 1024  # tokens judged at a time
     alpha: float = 2.0  # nats by which the long context must help
-    beta: float = -2.0  # the least log-probability with it
+    beta: float = -2.0  # the least log-probability that a key token has with it
+    batch: int = 8  # windows computed together
+
+
+@dataclass(kw_only=True, slots=True)
+class LongPPL(KeyTokenRule):
+    """Perplexity of the validation tokens that need their long context (Fang et al., ICLR 2025); a judge says which."""
+
+    evaluator: Optional[str] = None  # the judge, a Hugging Face folder with the run's tokenizer; None: not measured
 
 
 @dataclass(kw_only=True, slots=True)

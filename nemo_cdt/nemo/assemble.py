@@ -45,7 +45,7 @@ from nemo_cdt.nemo.checkpoints import initial_checkpoint
 from nemo_cdt.nemo.console import is_first_rank
 from nemo_cdt.nemo.convert import convert
 from nemo_cdt.nemo.data import RowDataModule, data_module
-from nemo_cdt.nemo.evaluation import Evaluation
+from nemo_cdt.nemo.evaluation import ValidationMetrics
 from nemo_cdt.nemo.longppl import judged
 from nemo_cdt.nemo.lora import Adapters, adapters
 from nemo_cdt.nemo.metrics import JsonLinesLogger
@@ -197,7 +197,7 @@ def _trainer(config: Config, on_gpu: bool, sample: SampleWriter, lora: Adapters 
     ]
     if validates:
         scope = detection_settings(config.objective).threshold_scope
-        callbacks.append(Evaluation(typed=typed, scope=scope, recompute=recompute, fp8=fp8))
+        callbacks.append(ValidationMetrics(typed=typed, scope=scope, recompute=recompute, fp8=fp8))
     if lora:
         callbacks.insert(0, lora)
     trainer = nl.Trainer(

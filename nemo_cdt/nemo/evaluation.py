@@ -1,7 +1,6 @@
 """What a validation finds beside its loss: perplexity, right answers, and how well detection tells the tokens apart."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,9 @@ from torch import Tensor
 
 from nemo_cdt.config import Recompute
 from nemo_cdt.data.documents import TokenType
+from nemo_cdt.evaluation.answers import wrong_tokens
+from nemo_cdt.evaluation.perplexity import perplexity
+from nemo_cdt.evaluation.shares import shares
 from nemo_cdt.megatron.groups import Groups
 from nemo_cdt.megatron.microbatch import MicroBatch, take
 from nemo_cdt.nemo.callback import wrapped
@@ -21,11 +23,8 @@ from nemo_cdt.objectives.cdt.detection import Detection, Detector
 from nemo_cdt.objectives.cdt.settings import ThresholdScope
 from nemo_cdt.objectives.cdt.validation_schedule import ValidationSchedule
 
-FACTS = (TokenType.supporting, TokenType.interference)
-"""The token types that detection should leave alone, where the data knows them."""
 
-
-class Evaluation(L.Callback):
+class ValidationMetrics(L.Callback):
     """Logs, for all validation documents together:
 
     val_perplexity: exp of the mean cross-entropy of their labelled tokens.
@@ -89,8 +88,7 @@ class Evaluation(L.Callback):
     def _count_right(self, batch: MicroBatch) -> None:
         labelled, rows = batch.labels(), len(batch["tokens"])
         assert labelled.right_N is not None, "the head was not asked"
-        wrong_B = torch.zeros(rows, device=labelled.right_N.device)
-        wrong_B.index_add_(0, labelled.index_N % rows, (~labelled.right_N).float())
+        wrong_B = wrong_tokens(labelled.right_N, labelled.index_N, rows)
         torch.distributed.all_reduce(wrong_B, group=parallel_state.get_context_parallel_group())
         if parallel_state.get_tensor_model_parallel_rank() == parallel_state.get_context_parallel_rank() == 0:
             self._add("documents", torch.stack([(wrong_B == 0).sum(), wrong_B.new_tensor(rows)]))
@@ -115,15 +113,9 @@ class Evaluation(L.Callback):
 
 def _metrics(sums: dict[str, list[float]], typed: bool) -> dict[str, float]:
     perplexities = {"val_perplexity": sums["loss"], "val_longppl": sums["key"]}
-    metrics = {name: _perplexity(*parts) for name, parts in perplexities.items() if parts[1]}
+    metrics = {name: perplexity(*parts) for name, parts in perplexities.items() if parts[1]}
     if typed:
         right, documents = sums["documents"]
         metrics["val_accuracy"] = right / documents
-        for kind in FACTS:
-            for name, counts in (("critical", sums["critical"]), ("base", sums["all"])):
-                metrics[f"val_{name}_{kind.name}"] = counts[kind] / max(1.0, sum(counts))
+        metrics |= {f"val_{name}": share for name, share in shares(sums["critical"], sums["all"]).items()}
     return metrics
-
-
-def _perplexity(loss: float, tokens: float) -> float:
-    return math.exp(min(loss / tokens, 700.0))  # beyond it no float is large enough

@@ -8,12 +8,11 @@ import torch
 from filelock import FileLock
 from transformers import PreTrainedTokenizerFast
 
-from nemo_cdt.analysis import analyzed_model, settings
-from nemo_cdt.analysis.longppl import key_tokens
-from nemo_cdt.analysis.samples import Sample
+from nemo_cdt.analysis import analyzed_model
 from nemo_cdt.config import Config
-from nemo_cdt.data.documents import IGNORE, Document, Documents
+from nemo_cdt.data.documents import IGNORE, Documents
 from nemo_cdt.data.tokenizer import load_tokenizer
+from nemo_cdt.evaluation.longppl import key_tokens
 from nemo_cdt.utils.reading import blamed_on
 
 logger = logging.getLogger("nemo_cdt")
@@ -56,9 +55,8 @@ def _asked(config: Config, tokenizer: PreTrainedTokenizerFast, documents: Docume
     device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
     judge = analyzed_model.load(folder, analyzed_model.read_config(folder), config.trainer.precision, device)
     judge.require_plain_head()
-    wanted = settings.LongPPL(context=how.context, window=how.window, alpha=how.alpha, beta=how.beta)
     members = [documents[index] for index in range(len(documents))]
-    found = [key_tokens(judge, _sample(one), wanted).key_N for one in members]
+    found = [key_tokens(judge.log_probabilities, one.input_ids, how, device).key_N for one in members]
     key = sum(int((one.labels != IGNORE)[1:] @ key[1:]) for one, key in zip(members, found, strict=True))
     if not key:
         raise ValueError(
@@ -67,9 +65,3 @@ def _asked(config: Config, tokenizer: PreTrainedTokenizerFast, documents: Docume
         )
     logger.info("LongPPL: %d key tokens in %d validation documents, by %s", key, len(members), folder)
     return found
-
-
-def _sample(document: Document) -> Sample:
-    ids = document.input_ids
-    nothing = np.zeros(0, dtype=np.int64)
-    return Sample(where="validation", input_ids=ids, types=np.zeros(len(ids)), rows=nothing, answer=nothing)
