@@ -20,9 +20,10 @@ from nemo_cdt.nemo import console
 from nemo_cdt.utils.user_errors import reported
 
 # Imported by name when asked for: the peer needs no NeMo.
-NAMES = {name: name for name in ("starts", "layouts", "resume", "ceilings", "speed", "longest", "alignment", "fp8")} | {
-    "peer": "peer_hf"
-}
+NAMES = {
+    name: name
+    for name in ("starts", "layouts", "resume", "ceilings", "speed", "longest", "alignment", "fp8", "checksums")
+} | {"peer": "peer_hf"}
 
 
 def main(words: Sequence[str] | None = None) -> None:

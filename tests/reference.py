@@ -1,7 +1,7 @@
 """The independent reference: CDT and what it is compared to, on one Hugging Face model in fp32, with plain autograd and
 torch's AdamW.
 
-Written from design.md section 1 and the objectives' papers; it shares no code with nemo_cdt.
+Written from the papers; it shares no code with nemo_cdt.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""NeMo's strategy and precision, made safe to start (see the race in design.md section 4) and to resume."""
+"""NeMo's strategy and precision, made safe to start and to resume."""
 
 import os
 from collections.abc import Iterator

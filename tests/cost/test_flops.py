@@ -11,7 +11,7 @@ from tests.runs import settings_of
 LENGTHS = [8192, 16384, 32768, 65536, 131072]
 FULL, MLP = Recompute.full, Recompute.selective
 LABELLED = {"labelled": 0.0}
-DESIGN = {  # design.md section 5, performance.md section 2.2: keywords of training, of detection; the ratio at LENGTHS
+DESIGN = {  # by hand, from FLOPs of Llama-3.1-8B: keywords of training, of detection; the ratio at LENGTHS
     "weight gradients in detection too": ({}, {"frozen": False}, [2.0, 2.0, 2.0, 2.0, 2.0]),
     "frozen": ({}, {}, [1.714, 1.750, 1.800, 1.857, 1.909]),
     "labelled rows in detection": ({}, LABELLED, [1.674, 1.715, 1.772, 1.837, 1.896]),
