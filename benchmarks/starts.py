@@ -1,6 +1,6 @@
 """Starts the same run from random weights N times in a row: the first losses must be finite and equal.
 
-NeMo 2.7.3 copies parameters that are still being initialised (nemo_cdt/nemo/strategy.py). ``--racy`` runs it as it ships.
+NeMo 2.7.3 copies parameters that are still being initialised: see nemo_cdt/nemo/strategy.py. ``--racy`` runs it as is.
 """
 
 import argparse
