@@ -1,5 +1,6 @@
 # make demo       set up, then train the demo: a tiny Llama, CDT beside plain CE, report and exported model
-# make test       set up, then lint and test
+# make test       set up, then lint and all tests
+# make check      set up, then lint and the tests that start no NeMo, no command and no cluster
 # make container  install into an NGC NeMo container, whose torch, TE, apex and flash-attn stay as they are
 # make lock       resolve requirements.lock anew from pyproject.toml (needs uv)
 
@@ -10,13 +11,16 @@ INSTALLED := $(VENV)/.installed
 # pip's warnings are about this machine's own settings, not about us. --no-compile below: of what is installed little is
 # ever imported, and Python compiles that as it does
 PIP := python -m pip --quiet --disable-pip-version-check --no-input
-.PHONY: demo test lint setup container lock
+.PHONY: demo test check lint setup container lock
 
 demo: setup
 	$(BIN)/python recipes/cdt_llama31.py
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+check: lint
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check .

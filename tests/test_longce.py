@@ -6,12 +6,12 @@ from nemo_cdt.objectives.longce.weights import UNMEASURED, Window, weighted, wei
 
 @pytest.mark.parametrize(("tokens", "count"), [(32768, 28), (131072, 124), (4097, 1), (4096, 0), (100, 0)])
 def test_windows_are_as_many_as_the_authors_trainer_has(tokens, count):
-    assert len(list(windows(tokens - 1, window=4096, internal=1024))) == count
+    assert len(list(windows(tokens - 1, window=4096, stride=1024))) == count
 
 
 def test_every_target_behind_the_first_window_is_measured_once_after_k_to_k_plus_d_tokens():
     tokens = torch.arange(23)
-    found = list(windows(len(tokens) - 1, window=8, internal=3))
+    found = list(windows(len(tokens) - 1, window=8, stride=3))
 
     assert found[0] == Window(start=0, measured=7, end=10)
     assert found[-1] == Window(start=12, measured=19, end=22)
