@@ -202,7 +202,7 @@ def windows_across_documents() -> None:
 def answers_of_one_rank() -> None:
     from types import SimpleNamespace
 
-    from nemo_cdt.megatron import preferences
+    from nemo_cdt.objectives.logo import schedule as preferences
 
     state = preferences.parallel_state
     alone = SimpleNamespace(size=lambda: 1, rank=lambda: state.get_context_parallel_rank())

@@ -14,6 +14,7 @@ from nemo_cdt.cli import main
 from nemo_cdt.config import Config, typed, walk
 from nemo_cdt.config.launcher import Launcher
 from nemo_cdt.data.tokenizer import load_tokenizer
+from nemo_cdt.objectives import names, objective_class
 from nemo_cdt.prepare.request import read
 from nemo_cdt.validation import validate
 from tests.runs import write_stub_of_prepared
@@ -112,6 +113,7 @@ def test_every_file_and_test_that_is_named_exists():
 
 def test_every_key_of_the_contract_is_in_the_schema():
     known = {key for key, _ in walk(Config())}
+    known |= {f"objective.{key.name}" for name in names() for key in fields(objective_class(name).settings_class)}
     rows = re.findall(r"^\| `(\w+\.)` \| (.*) \|$", README, re.MULTILINE)
     named = {f"{group}{key}" for group, keys in rows for key in re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", keys))}
 

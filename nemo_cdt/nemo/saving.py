@@ -139,10 +139,17 @@ class Checkpoints(nl.ModelCheckpoint):
 
         return finalize
 
-    @staticmethod
-    def _remove_unfinished_checkpoints(checkpoint_dir: Path | str) -> None:
+    def setup(self, trainer: L.Trainer, *arguments: Any, **named: Any) -> None:
+        """NeMo's but for how it removes what is unfinished."""
+        if trainer.is_global_zero:
+            self._remove_unfinished()
+        trainer.strategy.barrier()
+        self.async_save = getattr(trainer.strategy, "async_save", False)
+        super(nl.ModelCheckpoint, self).setup(trainer, *arguments, **named)
+
+    def _remove_unfinished(self) -> None:
         """Of a run's own names alone, and through no link: NeMo's would follow one, and takes any name for its own."""
-        for marker in Path(checkpoint_dir).glob("step=*-unfinished"):
+        for marker in self.folder.glob("step=*-unfinished"):
             checkpoint = marker.with_name(marker.name.removesuffix("-unfinished"))
             if STEP.fullmatch(checkpoint.name) and marker.is_file() and not marker.is_symlink():
                 if checkpoint.is_dir() and not checkpoint.is_symlink():

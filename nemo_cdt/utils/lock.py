@@ -91,10 +91,14 @@ def make_folders(folder: Path) -> list[Path]:
     """Make ``folder`` and what it lies in; those that were not there, the outermost first."""
     made: list[Path] = []
     for each in (*reversed(folder.parents), folder):
-        with suppress(FileExistsError):
+        try:
             if not each.is_dir():
                 each.mkdir()
                 made.append(each)
+        except FileExistsError:
+            pass
+        except FileNotFoundError:  # another start has failed, and removed a folder that it had made
+            return [*made, *make_folders(folder)]
     return made
 
 

@@ -18,9 +18,9 @@ def marked(config: Config) -> dict[str, list[bool]]:
     with cuda_on_cpu():
         from megatron.core.transformer.mlp import MLP
 
-        from nemo_cdt.megatron import schedule
         from nemo_cdt.nemo import assemble, model, strategy
         from nemo_cdt.nemo.callback import ObjectiveCallback
+        from nemo_cdt.objectives.cdt import schedule
 
         inside, now = [False], ["detection"]
         found: dict[str, list[bool]] = {f"{p} {w}": [] for p in [*now, "training"] for w in ("forward", "backward")}

@@ -1,5 +1,6 @@
 """Runs that end early, by force or not, and go on: as if nothing had happened."""
 
+import json
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from nemo_cdt.checkpoint.exported import MARK, RUN_ID
+from nemo_cdt.checkpoint.sums import sum_of
 from nemo_cdt.config import Config, Export, Parallel, Schedule, save
 from nemo_cdt.utils.cpu import cuda_on_cpu
 from tests import jobs
@@ -314,7 +316,8 @@ def test_a_run_that_has_all_its_steps_trains_no_more_and_exports_anew(
     (tmp_path / "run" / RUN_ID).write_text('{"run": "1"}')
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf/of_an_earlier_attempt").touch()
-    (tmp_path / "hf" / MARK).write_text('{"run": "1", "files": {"of_an_earlier_attempt": 0}}')
+    listed = {"of_an_earlier_attempt": sum_of(tmp_path / "hf/of_an_earlier_attempt")}
+    (tmp_path / "hf" / MARK).write_text(json.dumps({"run": "1", "files": listed}))
     again = run(tmp_path / "run", documents, resume=True, export=Export(hf=str(tmp_path / "hf")))
 
     done = process(again)
