@@ -29,6 +29,7 @@ import torch
 from omegaconf import OmegaConf
 
 from benchmarks import effect_jobs, effect_report, runs
+from benchmarks.effect_arms import ARMS
 from benchmarks.measured import ROOT, Results, Row, attempted, command, on_gpu
 from nemo_cdt.analysis.analyzed_model import AnalyzedModel, choose_device, load, read_config
 from nemo_cdt.analysis.samples import Sample, load_samples
@@ -44,16 +45,6 @@ from nemo_cdt.utils.user_errors import fail, reported
 
 FIRST, TIMES = "first", "times"
 """The phase that all arms of a seed start from, and its folder; and what each objective's step takes."""
-STRENGTHS = ["5e-5", "1e-3", "1e-2", "1e-1", "1", "10"]
-"""lr * beta of Eq. 3, the first of which is the paper's."""
-RHOS = ["1e-3", "1e-2", "1e-1", "3e-1"]
-ARMS = {
-    "ce": "objective=ce",
-    "sft": "objective=sft",
-    "longce": "objective=longce objective.window=512 objective.internal=128",
-    **{f"cdt_gradient_{s}": f"objective=cdt objective.lr=1 objective.beta={s}" for s in STRENGTHS},
-    **{f"cdt_relative_{rho}": f"objective=cdt objective.normalization=relative objective.rho={rho}" for rho in RHOS},
-}
 MINIATURE = """
     model.num_layers=1 model.hidden_size=32 model.ffn_hidden_size=64 model.num_attention_heads=2 data.seq_length=1024
     data.validation_samples=2 data.num_workers=0 trainer.max_steps=2 trainer.global_batch_size=2

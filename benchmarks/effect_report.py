@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
+from benchmarks.effect_arms import ARMS
 from benchmarks.measured import Row
 from nemo_cdt.analysis.estimate import Estimate
 from nemo_cdt.analysis.page import Facts, write_page
@@ -148,8 +149,6 @@ def summary(rows: Sequence[Row]) -> list[Finding]:
 
 
 def _order(row: Row) -> int:
-    from benchmarks.effect import ARMS
-
     return [FIRST, *ARMS].index(row["arm"])
 
 
