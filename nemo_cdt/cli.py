@@ -215,3 +215,7 @@ def _job(parsed: argparse.Namespace) -> int:
     if parsed.name == "logs":
         return jobs.logs(parsed.run, parsed.follow)
     return {"status": jobs.status, "cancel": jobs.cancel}[parsed.name](parsed.run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

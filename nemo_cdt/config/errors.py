@@ -4,10 +4,11 @@ from difflib import get_close_matches
 from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from nemo_cdt.config.schema import Config, walk
-from nemo_cdt.objectives.registry import holders
+from nemo_cdt.objectives.registry import holders, objective_class
 
 GROUPS_WITHOUT_KEYS = ["experiment"]
 QUOTED = """a value with spaces or signs is quoted for the shell and for Hydra, as 'data.path="my rows.jsonl"'"""
@@ -17,12 +18,20 @@ def explain(error: HydraException | OmegaConfBaseException, schema: Any = None) 
     """One line for a user who mistyped an override of ``schema``, which is :class:`Config` unless given."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
+        if group == "objective":
+            try:
+                objective_class(option)
+            except ValueError as reason:  # an entry point's, which cannot be loaded
+                return str(reason)
         return f"{group}={option} does not exist: choose {group}={'|'.join(error.options)}"
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException):
         return explain(cause, schema)
     if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
-        return _unknown(str(error.full_key), schema or Config())
+        key, node = str(error.full_key), error.parent_node
+        # What stands there: the keys of an objective are those of the one that is chosen, not of the schema's.
+        there = list(node) if key.startswith("objective.") and isinstance(node, DictConfig) else []
+        return _unknown(key, schema or Config(), [f"objective.{name}" for name in there])
     text = [line.strip() for line in str(error).splitlines()]
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key}: {text[0]}" if error.full_key else text[0]
@@ -30,7 +39,7 @@ def explain(error: HydraException | OmegaConfBaseException, schema: Any = None) 
     return f"{words}: {QUOTED}" if isinstance(error, OverrideParseException) and "=" in error.override else words
 
 
-def _unknown(key: str, schema: Any) -> str:
+def _unknown(key: str, schema: Any, objective: list[str]) -> str:
     parent, _, name = key.rpartition(".")
     if isinstance(dict(walk(schema)).get(parent), dict):
         return f"unknown key {key}: the keys of {parent} are yours, add one as +{key}=VALUE"
@@ -38,6 +47,8 @@ def _unknown(key: str, schema: Any) -> str:
         return f"unknown key {key}: it is of objective={'|'.join(of)}, set one of them or leave it out"
     groups = GROUPS_WITHOUT_KEYS if isinstance(schema, Config) else []
     known = [*groups, *(known_key for known_key, _ in walk(schema))]
+    if objective:
+        known = [*(each for each in known if not each.startswith("objective.")), *objective]
     siblings = {sibling.rpartition(".")[2]: sibling for sibling in known if sibling.rpartition(".")[0] == parent}
     elsewhere = [known_key for known_key in known if known_key.endswith(f".{name}")]
     near = [siblings[match] for match in get_close_matches(name, siblings, n=1)] or elsewhere

@@ -9,6 +9,7 @@ from nemo_cdt.objectives.base import Metric, Objective, Pass, Settings
 from nemo_cdt.objectives.registry import (
     baseline_of,
     holders,
+    loadable,
     names,
     objective_class,
     objective_of,
@@ -22,6 +23,7 @@ __all__ = [
     "Settings",
     "baseline_of",
     "holders",
+    "loadable",
     "names",
     "objective_class",
     "objective_of",

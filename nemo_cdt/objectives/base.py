@@ -20,9 +20,15 @@ Schedule = Callable[..., list]
 
 @dataclass(kw_only=True)
 class Settings:
-    """The keys of ``objective.``. Derive one for an objective: a key that is not there cannot be set."""
+    """The keys of ``objective.``. Derive a dataclass for an objective: a key that is not there cannot be set."""
+
+    MAY_BE_ZERO: ClassVar[frozenset[str]] = frozenset()
+    """Of the numbers, which may be 0. The others are refused below, and at, 0."""
+    MAY_BE_NEGATIVE: ClassVar[frozenset[str]] = frozenset()
+    """Of the numbers, which may be anything finite."""
 
     name: str = ""
+    """The objective's own, as it is registered."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -106,7 +112,10 @@ class Objective:
     # In training, on every rank.
 
     def start(self, engine: Engine) -> None:
-        """Keeps what the front end lends; called once, when the layout is known and before the first step."""
+        """Keeps what the front end lends; called once, when the layout is known and before the first step.
+
+        Collective. One that overrides it calls this one first.
+        """
         self.engine = engine
 
     def wrap(self, schedule: Schedule) -> Schedule:

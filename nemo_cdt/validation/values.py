@@ -12,13 +12,10 @@ from nemo_cdt.config import (
     RopeType,
     walk,
 )
-from nemo_cdt.objectives import Objective, names, objective_class, objectives_of
+from nemo_cdt.objectives import Objective, Settings, baseline_of, loadable, objectives_of
 from nemo_cdt.validation.rules import listed, nearest, require, yaml
 
 MAY_BE_ZERO = {
-    "objective.beta",
-    "objective.margin",
-    "objective.sft_weight",
     "data.validation_samples",
     "data.num_workers",
     "data.emojis",
@@ -65,11 +62,18 @@ def validate_values(config: Config) -> None:
 
 
 def _check_signs(config: Config) -> None:
-    for name, value in walk(config):
+    zeros, negatives, values = set(MAY_BE_ZERO), set(MAY_BE_NEGATIVE), list(walk(config))
+    beside = baseline_of(config)
+    if beside is not None:
+        values += walk(beside, "compare_to.")
+    for section, settings in (("objective.", config.objective), ("compare_to.", beside or Settings())):
+        zeros |= {section + key for key in settings.MAY_BE_ZERO}
+        negatives |= {section + key for key in settings.MAY_BE_NEGATIVE}
+    for name, value in values:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            zero = name in MAY_BE_ZERO
+            zero = name in zeros
             require(
-                math.isfinite(value) and (value > 0 or (zero and value == 0) or name in MAY_BE_NEGATIVE),
+                math.isfinite(value) and (value > 0 or (zero and value == 0) or name in negatives),
                 f"{name}={value}: set it to {'0 or more' if zero else 'a number above 0'}",
             )
 
@@ -138,7 +142,7 @@ def _check_objective(config: Config) -> None:
             f"compare_to={name} is objective.name itself: set compare_to=null",
         )
         require(
-            (type(mine).wrap, mine.METRICS) != (type(other).wrap, other.METRICS),
+            any(getattr(type(mine), has) != getattr(type(other), has) for has in ("start", "wrap", "METRICS")),
             f"compare_to={other.settings.name} trains what objective.name={name} does: sft is ce on data "
             "whose prompts are masked, set compare_to=null",
         )
@@ -152,11 +156,11 @@ def _check_objective(config: Config) -> None:
 
 def _check_preferences(config: Config, key: str, objective: Objective) -> None:
     data = config.data
-    others = "|".join(name for name in names() if objective_class(name).preferences)
+    others = "|".join(sorted(name for name, kind in loadable().items() if kind.preferences))
     require(
         objective.preferences == (data.name is DataName.preferences),
-        f"{key}={objective.settings.name} with data.name={data.name}: logo, and it alone, trains on preferences, set "
-        f"{'data=preferences' if objective.preferences else f'objective={others}'} compare_to=null",
+        f"{key}={objective.settings.name} with data.name={data.name}: {others}, and nothing else, trains on "
+        f"preferences, set {'data=preferences' if objective.preferences else f'objective={others}'} compare_to=null",
     )
     if data.name is DataName.preferences:
         for name, value, only in (

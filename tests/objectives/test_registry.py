@@ -10,6 +10,7 @@ import pytest
 
 from nemo_cdt.config import Config
 from nemo_cdt.objectives import baseline_of, holders, names, objective_class, objectives_of
+from nemo_cdt.validation.values import validate_values
 from tests import jobs
 from tests.ranks import on_ranks
 from tests.runs import settings_of, small_run, write_documents
@@ -48,18 +49,86 @@ def test_the_run_beside_takes_what_it_shares_and_what_it_is_given() -> None:
     assert [one.label for one in objectives_of(config)] == ["CDT + LongCE", "LongCE"]
 
 
-def command(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"name": "longce", "gamma": -1}, r"compare_to\.gamma=-1\.0: set it to a number above 0"),
+        ({"name": "longce", "gamma": "abc"}, r"compare_to\.gamma: Value 'abc' of type 'str' could not be converted"),
+        ({"name": "longce", "window": 2.5}, r"compare_to\.window: Value '2\.5' of type 'float'"),
+        (5, r"compare_to=5: set a name, cdt\|"),
+    ],
+)
+def test_the_run_beside_has_settings_of_the_right_type_and_sign(given: object, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        validate_values(Config(compare_to=given))
+
+
+def command(*arguments: str, folder: Path, installed: Path = FOREIGN) -> subprocess.CompletedProcess[str]:
     """``nemo-cdt``, where somebody has installed an objective of their own."""
-    code = (
-        f"import sys; sys.path.insert(0, {str(FOREIGN)!r}); from nemo_cdt.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-m", "nemo_cdt.cli", *arguments],
         capture_output=True,
         text=True,
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
+        env=os.environ | {"PYTHONPATH": f"{Path.cwd()}:{installed}"},
     )
+
+
+def install(folder: Path, module: str, **points: str) -> Path:
+    """A package in ``folder``, with these entry points."""
+    metadata = folder / "beside-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: beside\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(
+        "[nemo_cdt.objectives]\n" + "".join(f"{name} = {value}\n" for name, value in points.items())
+    )
+    (folder / "beside.py").write_text(module)
+    return folder
+
+
+BESIDE = """
+from dataclasses import dataclass
+from nemo_cdt.objectives import Objective, Settings
+
+class Undecorated(Settings):
+    name: str = "undecorated"
+    size: float = 1.0
+
+@dataclass(kw_only=True)
+class Sized(Settings):
+    MAY_BE_ZERO = frozenset({"size"})
+    name: str = "sized"
+    size: float = 1.0
+
+class Plain(Objective):
+    label = about = "plain."
+    settings_class = Undecorated
+
+class Other(Plain):
+    settings_class = Sized
+
+class Nameless(Objective):
+    settings_class = Sized
+"""
+
+
+def test_one_that_cannot_be_loaded_is_refused_where_it_is_asked_for_and_nowhere_else(tmp_path: Path) -> None:
+    points = {"broken": "no_such_module:X", "undecorated": "beside:Plain", "named": "beside:Other"}
+    there = install(tmp_path, BESIDE, **points, sized="beside:Other", unlabelled="beside:Nameless")
+    expected = {
+        "broken": "objective=broken of no_such_module:X cannot be loaded: No module named 'no_such_module'",
+        "undecorated": "objective=undecorated of beside:Plain: set @dataclass(kw_only=True) above Undecorated",
+        "named": 'objective=named of beside:Other: set `name: str = "named"` in Sized, which has "sized"',
+        "unlabelled": "objective=unlabelled of beside:Nameless has no label: set it in Nameless",
+    }
+    for name, words in expected.items():
+        refused = command("train", f"objective={name}", "compare_to=null", folder=tmp_path, installed=there)
+        assert (refused.returncode, refused.stderr) == (2, f"error: {words}\n")
+
+    for name, size in (("ce", None), ("sized", "objective.size=0")):
+        overrides = [f"objective={name}", "compare_to=null", *([size] if size else [])]
+        checked = command("plan", *overrides, folder=tmp_path, installed=there)
+        assert (checked.returncode, checked.stderr) == (0, "")
 
 
 def test_a_foreign_objective_is_composed_and_checked_like_ours(tmp_path: Path) -> None:
@@ -69,6 +138,8 @@ def test_a_foreign_objective_is_composed_and_checked_like_ours(tmp_path: Path) -
 
     for override, expected in {
         "objective.size=2": "error: objective.size=2.0: set it to 1 or less\n",
+        "objective.sise=2": "error: unknown key objective.sise: did you mean objective.size?\n",
+        "objective.size=0": "error: objective.size=0.0: set it to a number above 0\n",
         "objective.beta=2": "error: unknown key objective.beta: it is of objective=cdt|cdt_longce",
     }.items():
         refused = command("train", "objective=signed", "compare_to=null", override, folder=tmp_path)

@@ -33,6 +33,8 @@ class DetectionRecompute(StrEnum):
 
 @dataclass(kw_only=True)
 class CDTSettings(Settings):
+    MAY_BE_ZERO = frozenset({"beta"})
+
     name: str = "cdt"
     beta: float = 5.0
     lr: Any = "scheduled"  # "scheduled": the optimizer's current learning rate; or a number

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class LOGOSettings(Settings):
+    MAY_BE_ZERO = frozenset({"margin", "sft_weight"})
+
     name: str = "logo"
     preference_beta: float = 10.0  # of its log-sigmoid
     margin: float = 0.3  # of mean log-probability that is asked of the chosen answer; SimPO's gamma / beta
