@@ -26,6 +26,7 @@ import torch
 from benchmarks import runs
 from benchmarks.measured import ROOT, Row, attempted, on_gpu
 from nemo_cdt.config import Config
+from nemo_cdt.utils.atomic_write import atomic_write
 
 LENGTHS = [8192, 32768] if on_gpu() else [4096]
 PACKED = "data.pack=true"
@@ -111,8 +112,7 @@ def work(folder: Path, lengths: list[int], only: str | None) -> None:
                 folder, f"{file.stem}-run".replace(" ", "_").replace(",", ""), length, overrides, world
             )
             row = {"world": world} | attempted(_step, config, file.with_suffix(".npz"))
-            file.with_suffix(".partial").write_text(json.dumps(row))
-            file.with_suffix(".partial").replace(file)
+            atomic_write(file, json.dumps(row))
 
 
 def _configured(folder: Path, run: str, seq_length: int, overrides: str, world: int) -> Config:

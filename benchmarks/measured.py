@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from nemo_cdt.config import Model
 from nemo_cdt.nemo.versions import versions
+from nemo_cdt.utils.atomic_write import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 Row = dict[str, Any]
@@ -144,9 +145,7 @@ class Results:
         print("  ".join(f"{name} {_cell(value)}" for name, value in row.items()), flush=True)
 
     def write(self, **more: Any) -> None:
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.head | more | {"rows": self.rows}, indent=1))
-        partial.replace(self.path)
+        atomic_write(self.path, json.dumps(self.head | more | {"rows": self.rows}, indent=1))
 
 
 def table(rows: list[Row]) -> str:

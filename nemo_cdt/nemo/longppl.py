@@ -13,6 +13,7 @@ from nemo_cdt.config import Config
 from nemo_cdt.data.documents import IGNORE, Documents
 from nemo_cdt.data.tokenizer import load_tokenizer
 from nemo_cdt.evaluation.longppl import key_tokens
+from nemo_cdt.utils.atomic_write import new_file
 from nemo_cdt.utils.reading import blamed_on
 
 logger = logging.getLogger("nemo_cdt")
@@ -35,9 +36,8 @@ def judged(
     with FileLock(file.with_name(".key_tokens.lock")):
         if not file.exists():
             found = _asked(config, tokenizer, documents, on_gpu)
-            partial = file.with_name(".key_tokens.npz")
-            np.savez(partial, **{str(index): key for index, key in enumerate(found)})
-            partial.replace(file)
+            with new_file(file) as partial:
+                np.savez(partial, **{str(index): key for index, key in enumerate(found)})
     with blamed_on(file, "it is damaged, remove it", whatever=True), np.load(file, allow_pickle=False) as saved:
         return [saved[str(index)] for index in range(len(documents))]
 

@@ -19,6 +19,7 @@ from torch.profiler import profile, record_function, schedule
 
 from nemo_cdt.config import PROFILED_STEP
 from nemo_cdt.megatron.marks import DENOISING, DETECTION, WINDOWS
+from nemo_cdt.utils.atomic_write import atomic_write, new_file
 
 logger = logging.getLogger("nemo_cdt")
 
@@ -91,14 +92,10 @@ class Profile(L.Callback):
         self.folder.mkdir(exist_ok=True)
         name = f"step={self._step}-rank={torch.distributed.get_rank()}"
         found = times(list(profiled.events()), on_gpu=torch.cuda.is_available())
-        for file, write in {
-            f"{name}.trace.json.gz": lambda path: profiled.export_chrome_trace(str(path)),
-            f"{name}.json": lambda path: path.write_text(json.dumps(found, indent=1)),
-            f"{name}.txt": lambda path: path.write_text(table(found)),
-        }.items():
-            partial = self.folder / f".{file}"
-            write(partial)
-            partial.replace(self.folder / file)
+        with new_file(self.folder / f"{name}.trace.json.gz") as partial:
+            profiled.export_chrome_trace(str(partial))
+        atomic_write(self.folder / f"{name}.json", json.dumps(found, indent=1))
+        atomic_write(self.folder / f"{name}.txt", table(found))
         if not found["top"]:
             logger.warning(
                 "trainer.profile=true saw no kernel: another profiler is attached, or CUPTI is not permitted"

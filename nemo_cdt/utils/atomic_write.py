@@ -39,10 +39,19 @@ def real(path: Path) -> Path:
 
 def atomic_write(path: Path, text: str) -> None:
     """Writes a file that is there whole or not at all; an older one is replaced."""
-    partial = beside(path)
+    with new_file(path) as partial, partial.open("x", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A name to write a file to; it takes that of ``path`` when the block ends well, or is removed.
+
+    It ends as ``path`` does: numpy and torch choose a format by that.
+    """
+    partial = path.with_name(f".{secrets.token_hex(6)}.{path.name}")
     try:
-        with partial.open("x", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text)
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
