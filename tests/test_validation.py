@@ -200,6 +200,8 @@ REFUSED = {
     "export.hf=llama": "export.hf=llama is not empty, and no nemo_cdt_export.json says that config.json in it is this",
     "output=loop/run": "loop is a link that leads nowhere, set output to a folder",
     "output=o2 export.hf=loop": "loop is a link that leads nowhere, set export.hf to a folder",
+    "output=new/../mine": "output=new/../mine goes through new, which is not there: set it to /",
+    "output=o2 export.hf=o2/../llama": "llama is not empty, and no nemo_cdt_export.json says that config.json in it is",
     "export.hf=rows": "rows is a file, set export.hf to a folder",
     "init.hf=llama export.hf=./llama": "export.hf=llama is init.hf=llama: set another folder",
     "init.hf=llama export.hf=llama/hf": "export.hf=llama/hf lies in init.hf=llama",

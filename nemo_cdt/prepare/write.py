@@ -21,7 +21,7 @@ from nemo_cdt.prepare.gather import Gathered, gather
 from nemo_cdt.prepare.settings import Kind, Settings, prefix, sources
 from nemo_cdt.prepare.work import Place, Worker
 from nemo_cdt.prepared import SUMMARY, TRAIN, VALIDATION, fingerprint, read_summary
-from nemo_cdt.utils.atomic_write import atomic_write
+from nemo_cdt.utils.atomic_write import atomic_write, real
 from nemo_cdt.utils.reading import blamed_on, entry, read_json
 
 REJECTS = "rejects.jsonl"
@@ -40,7 +40,7 @@ def prepare(name: str, settings: Settings, command: str) -> Path:
     """
     assert settings.output is not None
     assert settings.tokenizer is not None
-    output = Path(settings.output).absolute()
+    output = real(Path(settings.output))
     tokenizer = load_tokenizer(settings.tokenizer)
     asks = any(source.kind is Kind.questions for source in sources(name, settings).values())
     if asks and tokenizer.chat_template is None:

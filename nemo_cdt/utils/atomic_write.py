@@ -15,8 +15,9 @@ def new_folder(destination: Path) -> Iterator[Path]:
     Raises:
         ValueError: where ``destination`` is there already and not an empty folder.
     """
+    named, destination = destination, real(destination)  # a link onto an empty folder is not replaced: what it names is
     if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
-        raise ValueError(f"{destination} already exists and is not empty; name a new folder")
+        raise ValueError(f"{named} already exists and is not empty; name a new folder")
     partial = beside(destination)
     partial.mkdir(parents=True)  # refused where it is there: what is removed below is what was made here
     try:
@@ -33,7 +34,11 @@ def beside(path: Path) -> Path:
 
 
 def real(path: Path) -> Path:
-    """From the root on, links followed. ``Path.resolve`` raises RuntimeError for a link that leads back to itself."""
+    """From the root on, links followed. ``Path.resolve`` raises RuntimeError for a link that leads back to itself.
+
+    ``new/../mine`` is ``mine`` here, whether or not ``new`` is there yet. To the system nothing exists by that name until
+    ``new`` does: look at what a path holds by its real name.
+    """
     return Path(os.path.realpath(path))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nemo_cdt.config import Config
 from nemo_cdt.config.resumption import earlier_attempt, require_same_run
-from nemo_cdt.validation.places import check_apart, check_export
+from nemo_cdt.validation.places import check_apart, check_export, plain, require_plain
 from nemo_cdt.validation.rules import require
 
 
@@ -13,6 +13,7 @@ def check_output(config: Config) -> None:
     output = Path(config.output)
     for name, value in (("name", config.name), ("output", config.output)):
         require(value != "", f"{name} is empty: set {name} to a name of the run's own")
+    require_plain(output)
     require(
         config.resume or not (output / "config.yaml").exists(),
         f"output={output} already holds a run: set resume=true to continue it, or another output, or remove it",
@@ -37,7 +38,8 @@ def check_places(config: Config, earlier: Config | None) -> None:
 
 
 def _check_writable(name: str, path: Path) -> None:
-    places = (path.absolute(), *path.absolute().parents)
+    absolute = plain(path).absolute()
+    places = (absolute, *absolute.parents)
     parent = next(folder for folder in places if folder.exists())
     lost = next((folder for folder in places if folder.is_symlink() and not folder.exists()), None)
     require(lost is None, f"{name}={path}: {lost} is a link that leads nowhere, set {name} to a folder")

@@ -30,12 +30,30 @@ def inputs(config: Config) -> dict[str, str]:
     return {key: path for key, path in named.items() if path is not None}
 
 
+def plain(path: Path) -> Path:
+    """As it was named, but without ``..``: what that leads to is not to be seen before all before it is there."""
+    return real(path) if ".." in path.parts else path
+
+
+def require_plain(output: Path) -> None:
+    """Raise ValueError for an OUTPUT such as ``new/../mine`` while ``new`` is not there.
+
+    Nothing is by that name yet, so that whatever ``mine`` holds would look free, until the run makes ``new``.
+    """
+    before = [parent for parent in output.parents if output.parts[len(parent.parts)] == ".." and not parent.exists()]
+    require(
+        not before,
+        f"output={output} goes through {(before or [None])[-1]}, which is not there: set it to {real(output)}",
+    )
+
+
 def check_apart(config: Config, earlier: Config | None) -> None:
     """Raise ValueError where OUTPUT is, holds or lies in what the run reads.
 
     A run that is resumed may read what ``earlier`` did, its earlier attempt.
     """
     output = Path(config.output)
+    require_plain(output)
     before = inputs(earlier) if earlier else {}
     for key, path in inputs(config).items():
         if before.get(key) != path and (how := _together(output, Path(path))):
@@ -77,7 +95,7 @@ def check_export(config: Config) -> None:
             f"export.hf={folder} is where the run keeps its {name}: set it to {output / 'hf'}, or to a folder outside",
         )
     try:
-        require_replaceable(folder, output)
+        require_replaceable(plain(folder), output)  # of OUTPUT/../hf nothing is to be seen before OUTPUT is there
     except ExportError as error:
         raise ValueError(f"export.hf={error}: set another folder, or move it away") from error
 

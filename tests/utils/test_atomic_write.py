@@ -30,6 +30,20 @@ def test_an_empty_folder_is_taken_and_a_full_one_refused(tmp_path):
     assert (tmp_path / "empty/file").exists()
 
 
+@pytest.mark.parametrize("name", ["link", "new/../empty"])
+def test_a_folder_is_taken_by_any_name_that_leads_to_it(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+
+    with new_folder(tmp_path / name) as folder:
+        (folder / "file").touch()
+    with pytest.raises(ValueError, match=f"{name} already exists and is not empty"), new_folder(tmp_path / name):
+        pass
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "link"]
+    assert (tmp_path / "link/file").exists()
+
+
 def test_a_folder_and_a_file_of_an_earlier_process_of_the_same_id_are_in_nobodys_way(tmp_path):
     """In a container every start has the same few process ids."""
     (tmp_path / f".b.{os.getpid()}").mkdir()
