@@ -36,8 +36,8 @@ def beside(path: Path) -> Path:
 def real(path: Path) -> Path:
     """From the root on, links followed. ``Path.resolve`` raises RuntimeError for a link that leads back to itself.
 
-    ``new/../mine`` is ``mine`` here, whether or not ``new`` is there yet. To the system nothing exists by that name until
-    ``new`` does: look at what a path holds by its real name.
+    ``new/../mine`` is ``mine`` here, whether or not ``new`` is there yet. To the system nothing exists by that name
+    until ``new`` does: look at what a path holds by its real name.
     """
     return Path(os.path.realpath(path))
 

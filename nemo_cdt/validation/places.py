@@ -40,10 +40,11 @@ def require_plain(output: Path) -> None:
 
     Nothing is by that name yet, so that whatever ``mine`` holds would look free, until the run makes ``new``.
     """
-    before = [parent for parent in output.parents if output.parts[len(parent.parts)] == ".." and not parent.exists()]
+    left = (parent for parent in output.parents if output.parts[len(parent.parts)] == "..")
+    missing = next((folder for folder in left if not folder.exists()), None)
     require(
-        not before,
-        f"output={output} goes through {(before or [None])[-1]}, which is not there: set it to {real(output)}",
+        missing is None,
+        f"output={output} goes through {missing}, which is not there: set it to {real(output)}",
     )
 
 
