@@ -26,7 +26,7 @@ EXPERIMENT = "alignment_llama32_1b_32k"
 LENGTH, EIGHTHS, OF_EACH = (32768, range(1, 8), 24) if on_gpu() else (1536, range(4, 8), 4)
 """Of a row; how long its documents are, in eighths of that; how many there are of each length."""
 SMALL, WINDOWS = (
-    ("", "") if on_gpu() else ("model=tiny model.vocab_size=384", "objective.window=256 objective.internal=64")
+    ("", "") if on_gpu() else ("model=tiny model.vocab_size=384", "objective.window=256 objective.stride=64")
 )
 OBJECTIVES = {"cdt": "", "sft": "", "longce": WINDOWS}
 CURVES = ("reduced_train_loss", "detection_loss", "grad_norm", "noise_fraction", "changed_fraction")

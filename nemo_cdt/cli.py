@@ -9,7 +9,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from nemo_cdt.analysis.measures import Measure
+from nemo_cdt.analysis.measures import RENAMED, Measure
 from nemo_cdt.config.help import KeysHelp
 from nemo_cdt.utils.user_errors import reported
 
@@ -86,9 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         "analyze", help="see what a model attends to and what informs its answers", add_help=False
     )
     analyze.add_argument("-h", "--help", action=KeysHelp, nargs=0, const=_analyze_keys, help="show this")
-    analyze.add_argument(
-        "measure", metavar="NAME", choices=[str(measure) for measure in Measure], help=", ".join(Measure)
-    )
+    analyze.add_argument("measure", metavar="NAME", choices=[*map(str, Measure), *RENAMED], help=", ".join(Measure))
     analyze.add_argument(
         "overrides",
         nargs="*",
@@ -168,7 +166,12 @@ def _prepare_keys() -> Any:
 def _analyze(parsed: argparse.Namespace) -> int:
     from nemo_cdt.analysis.settings import read
 
-    measure = Measure(parsed.measure)
+    measure = Measure(RENAMED.get(parsed.measure, parsed.measure))
+    if measure != parsed.measure:
+        print(
+            f"warning: analyze {parsed.measure} is called analyze {measure} now; 0.3 knows the new name alone",
+            file=sys.stderr,
+        )
     settings = read(measure, parsed.overrides)
     warnings.filterwarnings("ignore", "The pynvml package is deprecated")  # of torch, which the next line imports
     from nemo_cdt.analysis.analyze import analyze  # once the settings are known to be good

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nemo_cdt.config import Config, typed
 from nemo_cdt.config.compose import conf_dir, register
 from nemo_cdt.config.errors import explain
+from nemo_cdt.config.objective import overrides_with_new_names
 from nemo_cdt.launch import launch
 from nemo_cdt.launch.jobs import require_idle
 from nemo_cdt.launch.site import site_file, with_site
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str], program: str) -> None:
     parser = get_args_parser()
     parser.prog = program
     args = parser.parse_args(arguments)
+    args.overrides = overrides_with_new_names(args.overrides)
     if args.config_path is not None and "://" not in args.config_path:
         args.config_path = os.path.abspath(args.config_path)  # Hydra's would begin in the folder of this file
     try:

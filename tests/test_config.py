@@ -10,7 +10,7 @@ def test_a_saved_run_loads_as_it_was(tmp_path):
         model=Model(vocab_size=384, rope_scaling=RopeScaling(factor=4.0)),
     )
     expected.data.name = DataName.jsonl
-    expected.objective.lr = 1e-5
+    expected.objective.shift_lr = 1e-5
 
     save(expected, tmp_path / "out/config.yaml")
 

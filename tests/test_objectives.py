@@ -23,7 +23,7 @@ GAMMA = 1.02  # low enough that many weights reach it with random models, which 
 
 def objective(name: str, **changes: Any) -> Settings:
     """Windows short enough for small documents."""
-    return settings_of(name, **{"beta": 1000.0, "window": 16, "internal": 5, "gamma": GAMMA} | changes)
+    return settings_of(name, **{"beta": 1000.0, "window": 16, "stride": 5, "gamma": GAMMA} | changes)
 
 
 def reference(config: c.Config, weights: dict[str, np.ndarray]) -> ReferenceCDT:
@@ -32,7 +32,7 @@ def reference(config: c.Config, weights: dict[str, np.ndarray]) -> ReferenceCDT:
         llama.hugging_face(config.model, VOCABULARY, weights),
         cosine(optim.lr, optim.min_lr, config.trainer.max_steps),
         beta=how.beta if objective_of(config).detects else None,
-        longce=(how.window, how.internal, how.gamma) if isinstance(how, LongCESettings) else None,
+        longce=(how.window, how.stride, how.gamma) if isinstance(how, LongCESettings) else None,
         weight_decay=optim.weight_decay,
         clip_grad=optim.clip_grad,
         eps=optim.eps,

@@ -2,12 +2,15 @@ import re
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from nemo_cdt.config import Config, Lora, LoraTarget
+from nemo_cdt.config import Config, Lora, LoraTarget, load, typed
 from nemo_cdt.config.compose import compose, conf_dir
 from nemo_cdt.data.tokenizer import load_tokenizer
 from nemo_cdt.describe import describe
 from nemo_cdt.launch.site import with_site
+from nemo_cdt.objectives.cdt import CDTSettings
+from nemo_cdt.objectives.registry import baseline_of
 from nemo_cdt.validation import validate
 from tests.runs import write_stub_of_prepared
 
@@ -125,3 +128,39 @@ def test_llama31_8b_is_what_its_name_says():
 def test_a_mistyped_override_is_one_line_that_says_what_there_is(override, expected):
     with pytest.raises(ValueError, match=re.escape(expected)):
         composed(override)
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "value"),
+    [
+        (["objective.lr=0.5"], "shift_lr", 0.5),
+        (["objective=longce", "++objective.internal=7"], "stride", 7),
+        (["objective=cdt_longce", "objective.lr=2", "objective.internal=7"], "shift_lr", 2),
+    ],
+)
+def test_a_key_by_its_name_of_before_works_and_is_told(capsys, given, key, value):
+    config = composed(*given)
+
+    assert getattr(config.objective, key) == value
+    old = [word.lstrip("+").partition("=")[0] for word in given if "." in word]
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in said] == old
+    assert f"objective.{key} now" in said[0]
+
+
+def test_a_key_by_its_name_of_before_is_known_in_files_and_in_compare_to(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("objective: {name: cdt, lr: 0.25, internal: 8}\n")  # of all, before 0.2
+    beside = baseline_of(composed("objective=ce", "compare_to={name:cdt,lr:1e-3}"))
+
+    assert load(tmp_path / "config.yaml").objective == CDTSettings(shift_lr=0.25)
+    assert beside == CDTSettings(shift_lr=1e-3)
+    assert capsys.readouterr().err == ""
+    assert typed(OmegaConf.create({"objective": {"name": "longce", "internal": 9}})).objective.stride == 9
+    assert capsys.readouterr().err.startswith("warning: objective.internal is called objective.stride now")
+
+
+def test_the_names_of_before_are_no_settings(capsys):
+    with pytest.raises(ValueError, match=r"unknown key objective.stride: it is of objective=longce\|cdt_longce"):
+        composed("objective=ce", "objective.internal=7")
+    with pytest.raises(ValueError, match=r"unknown key objective.lrs: did you mean objective.shift_lr"):
+        composed("objective.lrs=7")

@@ -19,9 +19,9 @@ from nemo_cdt.analysis.analyzed_model import (
     read_tokenizer,
 )
 from nemo_cdt.analysis.attention_map import attention_map, choose_layer, maps
+from nemo_cdt.analysis.checkpoints import across_checkpoints, moments
 from nemo_cdt.analysis.denoising_report import denoise
 from nemo_cdt.analysis.detection import detection
-from nemo_cdt.analysis.em import em, moments
 from nemo_cdt.analysis.longppl import longppl
 from nemo_cdt.analysis.measures import Measure
 from nemo_cdt.analysis.observe import Observation, observe_all, shown
@@ -68,8 +68,8 @@ def _run(measure: Measure, settings: Settings) -> tuple[Result, page.Facts]:
     if measure is Measure.significance:
         return _significance(settings)
     assert settings.model is not None
-    if measure is Measure.em:
-        return _em(Path(settings.model), settings)
+    if measure is Measure.checkpoints:
+        return _across_checkpoints(Path(settings.model), settings)
     with opened(Path(settings.model)) as folder:
         prepared = prepare(folder, settings, measure)
         if measure is Measure.denoise:
@@ -143,14 +143,16 @@ def _attention_map(before: Prepared, settings: Settings) -> tuple[Result, page.F
     return attention_map(first, second, layer), facts
 
 
-def _em(run: Path, settings: Settings) -> tuple[Result, page.Facts]:
+def _across_checkpoints(run: Path, settings: Settings) -> tuple[Result, page.Facts]:
     found = []
     for checkpoint in checkpoints(run):
         with opened(checkpoint) as folder:
-            prepared = prepare(folder, settings, Measure.em)
+            prepared = prepare(folder, settings, Measure.checkpoints)
             observations = observe_all(prepared.load(settings.dtype), prepared.samples, settings.top_k)
         found.append(moments(step_of(checkpoint), observations, settings.top_k))
-    return em(found), page.facts(settings, prepared.config, prepared.device, prepared.samples, observations)
+    return across_checkpoints(found), page.facts(
+        settings, prepared.config, prepared.device, prepared.samples, observations
+    )
 
 
 def _significance(settings: Settings) -> tuple[Result, page.Facts]:

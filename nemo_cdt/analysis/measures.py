@@ -2,6 +2,9 @@
 
 from nemo_cdt.utils.enums import StrEnum
 
+RENAMED = {"em": "checkpoints"}
+"""As a measure was called before, and what it is called now. The old name works for a release."""
+
 
 class Measure(StrEnum):
     ig = "ig"
@@ -10,6 +13,6 @@ class Measure(StrEnum):
     longppl = "longppl"
     detection = "detection"
     denoise = "denoise"
-    em = "em"
+    checkpoints = "checkpoints"
     attention_map = "attention_map"
     significance = "significance"

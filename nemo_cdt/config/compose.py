@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nemo_cdt.config.errors import explain
 from nemo_cdt.config.files import typed
+from nemo_cdt.config.objective import overrides_with_new_names
 from nemo_cdt.config.schema import Config
 from nemo_cdt.objectives.registry import foreign_settings
 
@@ -51,7 +52,7 @@ def compose(overrides: Sequence[str], schema: type[S] = Config) -> S:  # type: i
     register(schema)
     try:
         with _one_line(schema), hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return typed(hydra.compose("config", list(overrides)), schema)
+            return typed(hydra.compose("config", overrides_with_new_names(overrides)), schema)
     finally:
         register()
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nemo_cdt.config.objective import settings_class, without_keys_of_others
+from nemo_cdt.config.objective import of_earlier_version, settings_class, with_new_names
 from nemo_cdt.config.schema import Config
 from nemo_cdt.utils.atomic_write import atomic_write
 from nemo_cdt.utils.reading import blamed_on, read_yaml
@@ -21,6 +21,7 @@ def typed(config: DictConfig | ListConfig, schema: type[S] = Config) -> S:  # ty
     values = _literally(OmegaConf.to_container(config, resolve=True))
     expected = OmegaConf.structured(schema)
     if "objective" in expected:
+        values["objective"] = with_new_names(values.get("objective"))
         expected.objective = OmegaConf.structured(settings_class(values.get("objective")))
     return cast(S, OmegaConf.to_object(OmegaConf.merge(expected, values)))
 
@@ -36,7 +37,7 @@ def load(path: str | Path) -> Config:
         if not isinstance(found, dict):
             raise ValueError("it holds no keys with values")
         if isinstance(found.get("objective"), dict):
-            found["objective"] = without_keys_of_others(found["objective"])
+            found["objective"] = of_earlier_version(found["objective"])
         try:
             return typed(OmegaConf.create(_literally(found)))
         except OmegaConfBaseException as error:

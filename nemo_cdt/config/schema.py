@@ -213,7 +213,9 @@ class Trainer:
     val_interval: int = 0  # steps between validations; 0: never
     checkpoint_interval: int = 0  # steps between checkpoints; 0: only at the end
     verify_checkpoints: bool = True  # compare a checkpoint's files with their checksums before it is loaded
-    checkpoints_kept: int = 2  # how many of the newest stay, beside the best; 0: all, as `nemo-cdt analyze em` wants
+    checkpoints_kept: int = (
+        2  # how many of the newest stay, beside the best; 0: all, as `nemo-cdt analyze checkpoints` wants
+    )
     profile: bool = False  # trace the PROFILED_STEP-th step, in OUTPUT/profile
 
     @property

@@ -31,14 +31,14 @@ class Labelled:
 
     index_N: int64, where each is in [S, B] laid out flat.  labels_N: int64, the token to predict there.
     shape: (S, B).
-    judged: whether forwards without gradients fill ``right_N``, bool: no token has a larger logit than the label.
+    judged: whether forwards without gradients fill ``correct_N``, bool: no token has a larger logit than the label.
     """
 
     index_N: Tensor
     labels_N: Tensor
     shape: tuple[int, int]
     judged: bool = False
-    right_N: Tensor | None = None
+    correct_N: Tensor | None = None
 
 
 class LabelledGPTModel(GPTModel):
@@ -80,8 +80,8 @@ def labelled_cross_entropy(
     if not sequence_parallel:
         rows_NH = copy_to_tensor_model_parallel_region(rows_NH, group=group)
     if labelled.judged and not torch.is_grad_enabled():
-        labelled.right_N = torch.empty_like(labelled.labels_N, dtype=torch.bool)
-    loss_N = ChunkedCrossEntropy.apply(rows_NH, weight_VH, labelled.labels_N, group, labelled.right_N)
+        labelled.correct_N = torch.empty_like(labelled.labels_N, dtype=torch.bool)
+    loss_N = ChunkedCrossEntropy.apply(rows_NH, weight_VH, labelled.labels_N, group, labelled.correct_N)
     length, rows = labelled.shape
     loss = loss_N.new_zeros(length * rows).index_copy(0, labelled.index_N, loss_N)
     return loss.view(length, rows).t().contiguous()
@@ -96,7 +96,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows_NH: Tensor, weight_VH: Tensor, labels_N: Tensor, group: ProcessGroup, right_N: Tensor | None
+        ctx: Any, rows_NH: Tensor, weight_VH: Tensor, labels_N: Tensor, group: ProcessGroup, correct_N: Tensor | None
     ) -> Tensor:
         local_N, mine_N = _local(labels_N, len(weight_VH), group.rank())
         loss_N = torch.empty(len(rows_NH), dtype=torch.float32, device=rows_NH.device)
@@ -106,8 +106,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             label_C = logits_CV.gather(1, local_N[part, None]).squeeze(1) * mine_N[part]
             total_N[part] = _over_group(torch.logsumexp(logits_CV, dim=1), label_C, group)
             loss_N[part] = total_N[part] - label_C
-            if right_N is not None:
-                right_N[part] = label_C >= _largest(logits_CV, group)
+            if correct_N is not None:
+                correct_N[part] = label_C >= _largest(logits_CV, group)
         ctx.save_for_backward(rows_NH, weight_VH, local_N, mine_N, total_N)
         return loss_N
 

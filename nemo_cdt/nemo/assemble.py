@@ -189,7 +189,7 @@ def _trainer(config: Config, on_gpu: bool, sample: SampleWriter, lora: Adapters 
     tokens = settings.global_batch_size * config.data.seq_length
     packed = config.data.pack or config.data.name is DataName.preferences
     objective, typed, fp8 = objective_of(config), config.data.name is DataName.multihop, settings.fp8 is FP8.detection
-    recompute = _detection(config, on_gpu) if objective.detects or (validates and typed) else None
+    recompute = _detection_recompute(config, on_gpu) if objective.detects or (validates and typed) else None
     callbacks: list[L.Callback] = [
         ObjectiveCallback(objective, sample.observe if objective.detects else None, recompute, fp8),
         *([sample] if objective.detects else []),
@@ -227,7 +227,7 @@ def _trainer(config: Config, on_gpu: bool, sample: SampleWriter, lora: Adapters 
     return trainer
 
 
-def _detection(config: Config, on_gpu: bool) -> Recompute:
+def _detection_recompute(config: Config, on_gpu: bool) -> Recompute:
     """What detection's backward computes again. Says so where ``auto`` had a choice."""
     device = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory if on_gpu else None
     chosen, why = detection_recompute(config, device or psutil.virtual_memory().total / config.trainer.devices)

@@ -87,8 +87,8 @@ class ValidationMetrics(L.Callback):
 
     def _count_right(self, batch: MicroBatch) -> None:
         labelled, rows = batch.labels(), len(batch["tokens"])
-        assert labelled.right_N is not None, "the head was not asked"
-        wrong_B = wrong_tokens(labelled.right_N, labelled.index_N, rows)
+        assert labelled.correct_N is not None, "the head was not asked"
+        wrong_B = wrong_tokens(labelled.correct_N, labelled.index_N, rows)
         torch.distributed.all_reduce(wrong_B, group=parallel_state.get_context_parallel_group())
         if parallel_state.get_tensor_model_parallel_rank() == parallel_state.get_context_parallel_rank() == 0:
             self._add("documents", torch.stack([(wrong_B == 0).sum(), wrong_B.new_tensor(rows)]))

@@ -5,7 +5,7 @@ Before a run starts nothing here imports torch: an objective's own module import
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -26,6 +26,9 @@ class Settings:
     """Of the numbers, which may be 0. The others are refused below, and at, 0."""
     MAY_BE_NEGATIVE: ClassVar[frozenset[str]] = frozenset()
     """Of the numbers, which may be anything finite."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {}
+    """Keys as they were called before, and what they are called now. The old ones work for a release."""
 
     name: str = ""
     """The objective's own, as it is registered."""

@@ -58,6 +58,7 @@ def baseline_of(config: Any) -> Settings | None:
         raise ValueError(f"compare_to={given.get('name')} does not exist: choose compare_to={'|'.join(names())}")
     kind = objective_class(given["name"]).settings_class
     known = {field.name for field in fields(kind)}
+    given = {str(renamed(key) or key if key not in known else key): value for key, value in given.items()}
     if unknown := given.keys() - known:
         raise ValueError(f"compare_to={given['name']} has no {min(unknown)}: it has {', '.join(sorted(known))}")
     shared = {field.name: getattr(config.objective, field.name) for field in fields(config.objective)}
@@ -66,6 +67,12 @@ def baseline_of(config: Any) -> Settings | None:
         return cast(Settings, OmegaConf.to_object(typed))
     except OmegaConfBaseException as error:
         raise ValueError(f"compare_to.{error.full_key}: {str(error).splitlines()[0]}") from error
+
+
+def renamed(key: str) -> str | None:
+    """What this key is called now; None for one that keeps its name, or is an objective's own again."""
+    found = {kind.settings_class.RENAMED.get(key) for kind in loadable().values()} - {None}
+    return None if holders(key) or not found else found.pop()
 
 
 def holders(key: str) -> list[str]:

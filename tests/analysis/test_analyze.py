@@ -28,7 +28,7 @@ EXTRA = {
     "detection": ["longppl.context=600", "longppl.window=128", "longppl.alpha=-9", "longppl.beta=-99"],
     "denoise": ["denoise.strengths=[1e-3]", "denoise.rhos=[0.1]", "denoise.optimizer=sgd"],
     "attention_map": ["compare=after", "attention_map.chunks=12"],
-    "em": ["model=run"],
+    "checkpoints": ["model=run"],
     "significance": ["predictions=ours.jsonl", "baseline=theirs.jsonl"],
 }
 PICTURES = {
@@ -38,7 +38,7 @@ PICTURES = {
     "longppl": {"longppl_by_type"},
     "detection": {"detection"},
     "denoise": {"denoised_gradient", "denoised_relative", "trained_gradient", "trained_relative"},
-    "em": {"auc", "attention_share", "ig_share"},
+    "checkpoints": {"auc", "attention_share", "ig_share"},
     "attention_map": {"map_before", "map_after"},
     "significance": {"differences"},
 }
@@ -112,11 +112,12 @@ def test_a_measure_writes_numbers_pictures_and_a_page(here, measure, capsys):
         assert [sample["sample"] for sample in result["samples"]] == ["sample 0", "sample 1"]
 
 
-def test_checkpoints_are_in_the_order_of_their_steps(here):
+def test_checkpoints_are_in_the_order_of_their_steps_and_the_measure_has_its_name_of_before(here, capsys):
     main(["analyze", "em", "model=run", *DATA, f"output={here / 'out'}"])
     by_group = json.loads((here / "out/result.json").read_text())["numbers"]["checkpoints"]
     found = by_group["all"]
 
+    assert "analyze em is called analyze checkpoints now" in capsys.readouterr().err
     assert by_group["wrong"] == found
     assert [one["loss"]["samples"] for one in by_group["correct"]] == [0, 0]
     assert [one["step"] for one in found] == [3, 12]

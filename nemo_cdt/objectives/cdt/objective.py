@@ -75,17 +75,17 @@ class CDT(Objective):
     def describe(self) -> list[str]:
         how = self.settings
         scale = {
-            "gradient": f"shift = gradient · lr · beta, beta {how.beta:g}, lr {how.lr}",
+            "gradient": f"shift = gradient · lr · beta, beta {how.beta:g}, lr {how.shift_lr}",
             "relative": f"relative shift rho {how.rho:g}",
             "epsilon": f"shift epsilon {how.epsilon:g}",
         }[how.normalization]
         return [f"{scale}; threshold per {how.threshold_scope}"]
 
     def check(self, config: Config) -> None:
-        lr = self.settings.lr
+        lr = self.settings.shift_lr
         number = isinstance(lr, (int, float)) and not isinstance(lr, bool)
         if not (lr == "scheduled" or number):
-            raise ValueError(f"objective.lr={lr}: set it to scheduled or to a number above 0")
+            raise ValueError(f"objective.shift_lr={lr}: set it to scheduled or to a number above 0")
 
     def start(self, engine: Engine) -> None:
         from nemo_cdt.objectives.cdt.denoise import Denoising
@@ -96,7 +96,7 @@ class CDT(Objective):
         self.detector = Detector(
             Denoising(normalization=how.normalization, epsilon=how.epsilon, rho=how.rho),
             how.threshold_scope,
-            lambda: how.beta * (engine.learning_rate() if how.lr == "scheduled" else how.lr),
+            lambda: how.beta * (engine.learning_rate() if how.shift_lr == "scheduled" else how.shift_lr),
             engine.groups,
             engine.observe,
         )

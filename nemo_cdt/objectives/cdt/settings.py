@@ -1,7 +1,8 @@
 """The keys of ``objective=cdt``."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from nemo_cdt.objectives.base import Settings
 from nemo_cdt.utils.enums import StrEnum
@@ -34,10 +35,11 @@ class DetectionRecompute(StrEnum):
 @dataclass(kw_only=True)
 class CDTSettings(Settings):
     MAY_BE_ZERO = frozenset({"beta"})
+    RENAMED: ClassVar[Mapping[str, str]] = {"lr": "shift_lr"}
 
     name: str = "cdt"
     beta: float = 5.0
-    lr: Any = "scheduled"  # "scheduled": the optimizer's current learning rate; or a number
+    shift_lr: Any = "scheduled"  # of the shift. "scheduled": the optimizer's current learning rate; or a number
     normalization: Normalization = Normalization.gradient
     rho: float = 0.01
     epsilon: float = 1e-3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -20,14 +21,18 @@ logger = logging.getLogger("nemo_cdt")
 
 @dataclass(kw_only=True)
 class LongCESettings(Settings):
+    RENAMED: ClassVar[Mapping[str, str]] = {"internal": "stride"}
+
     name: str = "longce"
     window: int = 4096  # tokens of short context, at least, that a token's weight is measured against
-    internal: int = 1024  # tokens that each window weighs, and by which the next one is further on
+    stride: int = 1024  # tokens that each window weighs, and by which the next one is further on
     gamma: float = 5.0  # the largest weight
 
 
 @dataclass(kw_only=True)
 class CDTLongCESettings(LongCESettings, CDTSettings):
+    RENAMED: ClassVar[Mapping[str, str]] = {**CDTSettings.RENAMED, **LongCESettings.RENAMED}
+
     name: str = "cdt_longce"
 
 
@@ -79,7 +84,7 @@ class LongCE(Objective):
 
     def describe(self) -> list[str]:
         how = self.settings
-        return [f"weights up to {how.gamma:g} from windows of {how.window:,} + {how.internal:,} tokens"]
+        return [f"weights up to {how.gamma:g} from windows of {how.window:,} + {how.stride:,} tokens"]
 
     def check(self, config: Config) -> None:
         longest = (config.data.document_length or config.data.seq_length) + 1
@@ -95,8 +100,8 @@ class LongCE(Objective):
 
         model, how = config.model, self.settings
         measured = max(0.0, 1 - how.window / flops.attended(config))
-        read = (how.window + how.internal) / how.internal * measured
-        keys = flops.keys(model, how.window + how.internal)
+        read = (how.window + how.stride) / how.stride * measured
+        keys = flops.keys(model, how.window + how.stride)
         return flops.Work(
             linears=read * 2 * model.num_layers * (flops.mlp_weights(model) + flops.attention_weights(model)),
             attention_forward=read * 4 * model.num_layers * model.query_size * keys,
@@ -115,7 +120,7 @@ class LongCE(Objective):
         from nemo_cdt.objectives.longce.schedule import LongCESchedule
 
         how = self.settings
-        return LongCESchedule(schedule, window=how.window, stride=how.internal, gamma=how.gamma, sums=self.sums)
+        return LongCESchedule(schedule, window=how.window, stride=how.stride, gamma=how.gamma, sums=self.sums)
 
     def metrics(self) -> dict[str, float]:
         sums, window_time = self.sums.take()

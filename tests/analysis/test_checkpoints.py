@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nemo_cdt.analysis.em import em, moments
+from nemo_cdt.analysis.checkpoints import across_checkpoints, moments
 from nemo_cdt.analysis.observe import Observation, observe
 from nemo_cdt.analysis.page import Facts, write_page
 from nemo_cdt.analysis.samples import CONTEXT
@@ -21,7 +21,7 @@ def observations() -> list[Observation]:
 
 
 def test_right_and_wrong_answers_are_apart(observations):
-    result = em([moments(3, observations, TOP_K), moments(12, observations[:1], TOP_K)])
+    result = across_checkpoints([moments(3, observations, TOP_K), moments(12, observations[:1], TOP_K)])
 
     assert [table.title for table in result.tables] == [
         "Checkpoints",
@@ -34,7 +34,7 @@ def test_right_and_wrong_answers_are_apart(observations):
 
 
 def test_a_png_has_its_title(observations, tmp_path):
-    result = em([moments(3, observations, TOP_K)])
+    result = across_checkpoints([moments(3, observations, TOP_K)])
     write_page(tmp_path, result, Facts(values={}), "command")
 
     assert [drawing.figure.get_suptitle() for drawing in result.drawings] == [
@@ -45,7 +45,7 @@ def test_a_png_has_its_title(observations, tmp_path):
 
 def test_axes_hold_the_intervals_and_the_base_line(observations):
     checkpoints = [moments(3, observations, TOP_K), moments(12, observations, TOP_K)]
-    drawn = {drawing.name: drawing.figure.axes[0] for drawing in em(checkpoints).drawings}
+    drawn = {drawing.name: drawing.figure.axes[0] for drawing in across_checkpoints(checkpoints).drawings}
     shares = [
         100 * end
         for type in CONTEXT

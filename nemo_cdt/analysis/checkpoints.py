@@ -61,7 +61,7 @@ def _moment(step: int, observations: Sequence[Observation], top_k: int) -> Momen
     )
 
 
-def em(checkpoints: Sequence[dict[str, Moment]]) -> Result:
+def across_checkpoints(checkpoints: Sequence[dict[str, Moment]]) -> Result:
     """``checkpoints``: the :func:`moments` of each, in their order."""
     by_group = {name: [checkpoint[name] for checkpoint in checkpoints] for name in checkpoints[0]}
     every = by_group["all"]
