@@ -162,5 +162,5 @@ def test_a_key_by_its_name_of_before_is_known_in_files_and_in_compare_to(tmp_pat
 def test_the_names_of_before_are_no_settings(capsys):
     with pytest.raises(ValueError, match=r"unknown key objective.stride: it is of objective=longce\|cdt_longce"):
         composed("objective=ce", "objective.internal=7")
-    with pytest.raises(ValueError, match=r"unknown key objective.lrs: did you mean objective.shift_lr"):
-        composed("objective.lrs=7")
+    with pytest.raises(ValueError, match=r"unknown key objective.shft_lr: did you mean objective.shift_lr"):
+        composed("objective.shft_lr=7")
