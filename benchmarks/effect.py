@@ -31,11 +31,12 @@ from omegaconf import OmegaConf
 from benchmarks import effect_jobs, effect_report, runs
 from benchmarks.effect_arms import ARMS
 from benchmarks.measured import ROOT, Results, Row, attempted, command, on_gpu
-from nemo_cdt.analysis.analyzed_model import AnalyzedModel, choose_device, load, read_config
+from nemo_cdt.analysis.analyzed_model import AnalyzedModel, choose_device, load
 from nemo_cdt.analysis.samples import Sample, load_samples
 from nemo_cdt.analysis.settings import Samples
 from nemo_cdt.config import Accelerator, Config, Precision, save
 from nemo_cdt.data.tokenizer import load_tokenizer
+from nemo_cdt.evaluation.model import read_config
 from nemo_cdt.evaluation.questions import judgement
 from nemo_cdt.nemo import console
 from nemo_cdt.nemo.versions import versions

@@ -27,9 +27,9 @@ SLOW = (
     "tests.evaluation.",
     "tests.test_nothing_lost",
     "tests.test_wheel",
-    "tests.test_bad_files",
-    "tests.test_effect",
-    "tests.test_benchmarks",
+    "tests.utils.test_reading",
+    "tests.benchmarks.test_effect",
+    "tests.benchmarks.test_benchmarks",
     "tests.utils.test_lock",
 )
 

@@ -15,7 +15,6 @@ from nemo_cdt.analysis.analyzed_model import (
     choose_device,
     load,
     opened,
-    read_config,
     read_tokenizer,
 )
 from nemo_cdt.analysis.attention_map import attention_map, choose_layer, maps
@@ -32,6 +31,7 @@ from nemo_cdt.analysis.significance import significance
 from nemo_cdt.checkpoint.steps import step_of
 from nemo_cdt.config import Precision
 from nemo_cdt.evaluation.longppl import key_tokens
+from nemo_cdt.evaluation.model import read_config
 from nemo_cdt.report.plots import STYLE
 from nemo_cdt.utils.atomic_write import new_folder
 

@@ -8,11 +8,11 @@ import torch
 from filelock import FileLock
 from transformers import PreTrainedTokenizerFast
 
-from nemo_cdt.analysis import analyzed_model
 from nemo_cdt.config import Config
 from nemo_cdt.data.documents import IGNORE, Documents
 from nemo_cdt.data.tokenizer import load_tokenizer
 from nemo_cdt.evaluation.longppl import key_tokens
+from nemo_cdt.evaluation.model import EvaluatedModel, read_config, read_model
 from nemo_cdt.utils.atomic_write import new_file
 from nemo_cdt.utils.reading import blamed_on
 
@@ -53,7 +53,7 @@ def _asked(config: Config, tokenizer: PreTrainedTokenizerFast, documents: Docume
             f"longppl.evaluator={folder} has another tokenizer than this run: set one of the same family, or null"
         )
     device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-    judge = analyzed_model.load(folder, analyzed_model.read_config(folder), config.trainer.precision, device)
+    judge = EvaluatedModel(read_model(folder, read_config(folder), config.trainer.precision).to(device))
     judge.require_plain_head()
     members = [documents[index] for index in range(len(documents))]
     found = [key_tokens(judge.log_probabilities, one.input_ids, how, device).key_N for one in members]

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from nemo_cdt.utils.atomic_write import beside
+from nemo_cdt.utils.atomic_write import new_file
 from nemo_cdt.utils.reading import metrics_row, read_lines
 
 RENAMED = {"reduced_train_loss": "loss"}
@@ -37,13 +37,11 @@ class JsonLinesLogger(Logger):
         """Drops the rows after ``step``, which will be written anew, and those that a killed attempt left torn."""
         if not self.path.exists():
             return
-        partial = beside(self.path)
-        with partial.open("xb") as file:
+        with new_file(self.path) as partial, partial.open("xb") as file:
             for _, line in read_lines(self.path):
                 row = metrics_row(line, self.path) if line.endswith(b"\n") else None
                 if row is not None and row["step"] <= step:
                     file.write(line)
-        partial.replace(self.path)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

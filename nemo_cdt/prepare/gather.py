@@ -14,6 +14,7 @@ from nemo_cdt.prepare.files import SIZE, index_of, read_rows
 from nemo_cdt.prepare.rows import check_fields
 from nemo_cdt.prepare.settings import Kind, Source
 from nemo_cdt.prepare.work import Place, Task, Worker, cut, run
+from nemo_cdt.utils.atomic_write import new_file
 from nemo_cdt.utils.reading import blamed_on
 
 BYTES_A_TOKEN = 4
@@ -70,9 +71,8 @@ def _index(name: str, files: list[Path], cache: Path) -> np.ndarray:
     if not cache.exists():
         size = sum(file.stat().st_size for file in files)
         print(f"{name}: finding the rows of {len(files):,} files, {size:,} bytes", file=sys.stderr, flush=True)
-        partial = cache.with_suffix(".partial.npy")
-        np.save(partial, index_of(files))
-        partial.replace(cache)
+        with new_file(cache) as partial:
+            np.save(partial, index_of(files))
     with blamed_on(cache, f"it is damaged, remove {cache.parent}"):
         index = np.load(cache)
         if index.ndim != 2 or index.shape[1] != 4 or index.dtype != np.int64 or not len(index):

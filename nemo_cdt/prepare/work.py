@@ -20,7 +20,7 @@ from nemo_cdt.data.tokenizer import load_tokenizer
 from nemo_cdt.prepare.files import SIZE, read_rows
 from nemo_cdt.prepare.rows import RejectedError, documents, supporting
 from nemo_cdt.prepare.settings import Source
-from nemo_cdt.utils.atomic_write import atomic_write
+from nemo_cdt.utils.atomic_write import atomic_write, new_file
 from nemo_cdt.utils.parent_watchdog import end_with_parent
 from nemo_cdt.utils.reading import FileError, blamed_on, entry, read_json
 from nemo_cdt.utils.user_errors import is_ours
@@ -116,9 +116,8 @@ class Task:
                     made.append([row, len(ids), len(own)])
             except RejectedError as error:
                 rejected.append([row, error.kind, str(error)])
-        partial = self._tokens.with_suffix(f".{os.getpid()}")
-        np.concatenate([np.empty(0, np.int32), *sequences]).tofile(partial)
-        partial.replace(self._tokens)
+        with new_file(self._tokens) as partial:
+            np.concatenate([np.empty(0, np.int32), *sequences]).tofile(partial)
         atomic_write(self._result, json.dumps({"documents": made, "rejected": rejected}))
 
 

@@ -8,10 +8,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BloomConfig, Gemma2Config, GPT2Config, LlamaConfig, MambaConfig
 
 from nemo_cdt.analysis import analyzed_model, attention
-from nemo_cdt.analysis.analyzed_model import checkpoints, choose_device, load, opened, read_config
+from nemo_cdt.analysis.analyzed_model import checkpoints, choose_device, load, opened
 from nemo_cdt.analysis.memory import GIB, fixed, parameters, per_row, per_token, require_room
 from nemo_cdt.analysis.observe import observe
 from nemo_cdt.config import Accelerator, Precision
+from nemo_cdt.evaluation.model import read_config
 from tests.analysis.models import SIZES, eager
 from tests.analysis.test_flow import TOP_K, sample
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from nemo_cdt import config as c
-from nemo_cdt.analysis.analyzed_model import load, opened, read_config
+from nemo_cdt.analysis.analyzed_model import load, opened
 from nemo_cdt.analysis.observe import Observation, observe
 from nemo_cdt.analysis.samples import Sample
+from nemo_cdt.evaluation.model import read_config
 from tests import jobs
 from tests.ranks import on_ranks
 from tests.runs import TINY, VOCABULARY, small_run, write_documents

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from nemo_cdt import config as c
-from nemo_cdt.analysis import analyzed_model
 from nemo_cdt.analysis.samples import load_samples
 from nemo_cdt.analysis.settings import Samples, Source
 from nemo_cdt.analysis.significance import read_scores
@@ -21,6 +20,7 @@ from nemo_cdt.data import templates
 from nemo_cdt.data.jsonl import JsonlDocuments
 from nemo_cdt.data.preferences import PreferenceDocuments
 from nemo_cdt.data.tokenizer import byte_tokenizer, load_tokenizer
+from nemo_cdt.evaluation import model as evaluated
 from nemo_cdt.prepare.files import find_files, index_of, read_rows
 from nemo_cdt.prepare.settings import Kind
 from nemo_cdt.prepare.write import describe
@@ -82,7 +82,7 @@ def test_config_json(tmp_path, kind, rope):
         asked = outcomes(
             both(original, 50),
             (folder / "config.json").write_bytes,
-            lambda: analyzed_model.read_config(folder),
+            lambda: evaluated.read_config(folder),
             str(folder),
         )
         assert asked.total() == 50

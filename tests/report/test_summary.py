@@ -18,7 +18,7 @@ from nemo_cdt.data.documents import TokenType
 from nemo_cdt.report import heatmap, summary, write_report
 from nemo_cdt.report.run import read_run
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HAYSTACK = "Permission is hereby granted, free of charge, to any person <obtaining> a copy & its documents.\n" * 3
 PARTS = [
     (HAYSTACK, TokenType.irrelevant),

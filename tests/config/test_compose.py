@@ -14,11 +14,11 @@ from nemo_cdt.objectives.registry import baseline_of
 from nemo_cdt.validation import validate
 from tests.runs import write_stub_of_prepared
 
-SITE = Path(__file__).with_name("launch") / "site.yaml"
+SITE = Path(__file__).parents[1].joinpath("launch") / "site.yaml"
 OPTIONS = [
     f"{file.parent.name}={file.stem}"
     for file in sorted(conf_dir().glob("*/*.yaml"))
-    if file.parent.name not in ("cluster", "prepare")  # no run's: tests/test_plan.py, tests/prepare/test_request.py
+    if file.parent.name not in ("cluster", "prepare")  # no run: cost/test_plan.py, prepare/test_request.py
 ]
 
 

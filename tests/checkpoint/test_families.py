@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 from nemo_cdt.config import Config, ContextComm, Parallel
 from tests import jobs, llama
 from tests.families import FAMILIES
+from tests.nemo.test_layouts import assert_same
+from tests.nemo.test_parity import WEIGHT, assert_steps_equal, reference_steps
 from tests.ranks import on_ranks
 from tests.runs import VOCABULARY, small_run, write_documents
-from tests.test_layouts import assert_same
-from tests.test_parity import WEIGHT, assert_steps_equal, reference_steps
 
 LOGIT = 1e-4  # fp32, of logits up to 10, between weights that differ by up to 1e-5
 STEPS = 2

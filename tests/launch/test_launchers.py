@@ -9,7 +9,7 @@ import yaml
 from nemo_cdt.config.launcher import LauncherName
 from tests.launch.composed import run
 
-FOLDER = Path(__file__).parents[1] / "launchers"
+FOLDER = Path(__file__).parents[2] / "launchers"
 EXAMPLE = FOLDER / "site.example.yaml"
 CLUSTERS = [LauncherName.slurm, LauncherName.kubernetes]
 

@@ -11,9 +11,9 @@ import torch
 
 from nemo_cdt.config import Config, Model, Parallel, Recompute, Schedule
 from tests import jobs, resuming
+from tests.nemo.test_layouts import by_token
 from tests.ranks import on_ranks
 from tests.runs import TINY, VOCABULARY, settings_of, small_run, write_documents
-from tests.test_layouts import by_token
 
 DROPOUT = replace(TINY, hidden_dropout=0.1, attention_dropout=0.1)
 

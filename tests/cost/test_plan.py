@@ -20,7 +20,7 @@ from nemo_cdt.cost.steptime import step_time
 from nemo_cdt.cost.table import command
 from nemo_cdt.validation import validate_layout, validate_values
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results"
 EXAMPLE = "model=llama31_8b data.seq_length=131072 cluster.gpus=64 cluster.gpu=h100"
 POINTS = [

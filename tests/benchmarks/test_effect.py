@@ -10,9 +10,10 @@ import torch
 from scipy import stats
 
 from benchmarks import effect, effect_jobs, effect_report
-from nemo_cdt.analysis.analyzed_model import load, read_config
+from nemo_cdt.analysis.analyzed_model import load
 from nemo_cdt.config import Precision
 from nemo_cdt.data.documents import TokenType
+from nemo_cdt.evaluation.model import read_config
 from tests.llama import random_hugging_face
 from tests.runs import TINY
 

@@ -15,10 +15,10 @@ from nemo_cdt import config as c
 from nemo_cdt.describe import trainable_parameters
 from tests import jobs, llama
 from tests.megatron.test_schedule import broken_off
+from tests.nemo.test_layouts import LAYOUTS, Layout, assert_same
+from tests.nemo.test_parity import WEIGHT, assert_steps_equal, reference_steps
 from tests.ranks import on_ranks
 from tests.runs import TINY, VOCABULARY, small_run, write_documents
-from tests.test_layouts import LAYOUTS, Layout, assert_same
-from tests.test_parity import WEIGHT, assert_steps_equal, reference_steps
 
 LORA = c.Lora(rank=8, alpha=16)
 

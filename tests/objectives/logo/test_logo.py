@@ -11,10 +11,10 @@ import torch
 
 from nemo_cdt import config as c
 from tests import jobs, llama
+from tests.nemo.test_layouts import LAYOUTS, Layout
 from tests.ranks import on_ranks
 from tests.reference import ReferenceLOGO, cosine
 from tests.runs import TINY, settings_of, small_run
-from tests.test_layouts import LAYOUTS, Layout
 
 VOCABULARY = 384  # of the byte tokenizer, padded
 MODEL = replace(TINY, vocab_size=VOCABULARY)

@@ -12,10 +12,10 @@ from nemo_cdt import config as c
 from nemo_cdt.objectives import Settings, objective_of
 from nemo_cdt.objectives.longce.objective import LongCESettings
 from tests import jobs, llama
+from tests.nemo.test_layouts import LAYOUTS, MODEL, Layout
 from tests.ranks import on_ranks
 from tests.reference import ReferenceCDT, ReferenceStep, cosine
 from tests.runs import VOCABULARY, settings_of, small_run, write_documents
-from tests.test_layouts import LAYOUTS, MODEL, Layout
 
 WEIGHT = 1e-5  # fp32 after steps of up to 2e-4 each
 GAMMA = 1.02  # low enough that many weights reach it with random models, which hardly use their context
