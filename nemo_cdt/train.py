@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
+import hydra
 from hydra import version
 from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.hydra_config import HydraConfig
@@ -14,9 +16,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_cdt.config import Config, typed
-from nemo_cdt.config.compose import conf_dir, register
+from nemo_cdt.config.compose import conf_dir, register, shown, words_of
 from nemo_cdt.config.errors import explain
-from nemo_cdt.config.objective import overrides_with_new_names
+from nemo_cdt.config.init import with_model_of_init
 from nemo_cdt.launch import launch
 from nemo_cdt.launch.jobs import require_idle
 from nemo_cdt.launch.site import site_file, with_site
@@ -45,11 +47,15 @@ def main(arguments: Sequence[str], program: str) -> None:
     parser = get_args_parser()
     parser.prog = program
     args = parser.parse_args(arguments)
-    args.overrides = overrides_with_new_names(args.overrides)
+    args.overrides = words_of(args.overrides)
     if args.config_path is not None and "://" not in args.config_path:
         args.config_path = os.path.abspath(args.config_path)  # Hydra's would begin in the folder of this file
     try:
-        _run_hydra(args, parser, lambda composed: _train(composed, args.overrides), str(conf_dir()), "config")
+        with (
+            reported(files=False),
+            shown(args.overrides) if args.cfg else nullcontext(args.overrides) as args.overrides,
+        ):
+            _run_hydra(args, parser, lambda composed: _train(composed, args.overrides), str(conf_dir()), "config")
     except (HydraException, OmegaConfBaseException) as error:
         fail(explain(error))
 
@@ -69,9 +75,21 @@ def _config(composed: DictConfig, given: Sequence[str]) -> Config:
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             composed.output = str(Path(composed.output, _point(given, HydraConfig.get().overrides.task)))
             composed.launcher.follow = composed.launcher.follow and composed.launcher.name == "local"
-        return typed(composed)
+        return typed(_with_model(composed))
     except OmegaConfBaseException as error:
         fail(explain(error))
+
+
+def _with_model(composed: DictConfig) -> DictConfig:
+    now = HydraConfig.get()
+    output = composed.output
+
+    def again(words: Sequence[str]) -> DictConfig:
+        made = hydra.compose(now.job.config_name, list(words))
+        made.output = output
+        return made
+
+    return with_model_of_init(composed, now.overrides.task, now.runtime.choices.get("model"), again)
 
 
 def _stated() -> set[str]:

@@ -24,10 +24,10 @@ def recipe(*arguments: str) -> subprocess.CompletedProcess[str]:
     [
         ("trainer.max_step=5", "error: unknown key trainer.max_step: did you mean trainer.max_steps?\n"),
         ("+trainer.zzz=5 model=tiny", "error: unknown key trainer.zzz: trainer has max_steps,"),
-        ("model=huge", "error: model=huge does not exist: choose model=llama31_70b|llama31_8b|"),
+        ("model=huge", "error: model=huge does not exist: choose model=init|llama31_70b|llama31_8b|"),
         ("trainer.max_steps=five", "error: trainer.max_steps: Value 'five' of type 'str'"),
         ("trainer.devices=3 parallel.tensor=2", "error: trainer.devices=3 * trainer.num_nodes=1 must be a multiple"),
-        ("data=jsonl data.path=/not/there", "error: data.path=/not/there does not exist\n"),
+        ("model=tiny data=jsonl data.path=/not/there", "error: data.path=/not/there does not exist\n"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2_and_leaves_nothing(tmp_path, arguments, expected):
@@ -87,7 +87,10 @@ def test_help_shows_the_groups_and_every_key():
 
     assert done.returncode == 0
     assert "demo, effect, language_modeling_llama31_8b_64k, rows_llama31_8b_32k" in done.stdout
-    assert "model: llama31_70b, llama31_8b, llama32_1b, llama3_8b, mistral_7b, qwen25_7b, qwen3_8b, tiny" in done.stdout
+    assert (
+        "model: init, llama31_70b, llama31_8b, llama32_1b, llama3_8b, mistral_7b, qwen25_7b, qwen3_8b, tiny"
+        in done.stdout
+    )
     for key in ("threshold_scope: document", "virtual_pipeline: null", "checkpoint_interval:", "resume: false"):
         assert key in done.stdout
 

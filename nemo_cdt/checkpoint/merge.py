@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nemo_cdt.checkpoint import megatron_checkpoint
 from nemo_cdt.checkpoint.weights import Shape, megatron_shapes, require
-from nemo_cdt.config import Model
+from nemo_cdt.config import Model, nemo_context
 from nemo_cdt.utils.reading import entry, read_json
 
 
@@ -63,7 +63,7 @@ def _shapes(module: str, rank: int, model: Model) -> dict[str, Shape]:
 
 
 def _lora(checkpoint: Path) -> dict[str, Any]:
-    lora = megatron_checkpoint.read_context(checkpoint).get("model_transform") or {}
+    lora = nemo_context.read_context(checkpoint).get("model_transform") or {}
     if missing := [name for name in ("dim", "alpha", "target_modules") if name not in lora]:
         raise ValueError(f"{checkpoint}: its context/model.yaml has no {missing[0]} of a LoRA in model_transform")
     return dict(lora)

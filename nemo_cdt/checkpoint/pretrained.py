@@ -1,70 +1,10 @@
-"""What a Hugging Face folder says of itself, checked before anything heavy is imported or any code works with it."""
+"""Which files of a Hugging Face folder hold its weights."""
 
-import math
 from pathlib import Path
-from typing import Any
 
 from nemo_cdt.utils.reading import FileError, blamed_on, entry, read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-
-MOST = {
-    "num_hidden_layers": 1 << 12,
-    "num_attention_heads": 1 << 16,
-    "num_key_value_heads": 1 << 16,
-    "head_dim": 1 << 16,
-    "hidden_size": 1 << 20,
-    "intermediate_size": 1 << 22,
-    "vocab_size": 1 << 24,
-    "max_position_embeddings": 1 << 30,
-    "sliding_window": 1 << 30,
-    "num_labels": 1 << 16,
-}
-"""Numbers of ``config.json`` from 1 on: tens of times those of any model, and what a computer can still count to."""
-POSITIVE = ("rope_theta", "rms_norm_eps")
-FRACTIONS = ("attention_dropout", "initializer_range")
-YES_OR_NO = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", "use_mrope")
-ROPE_NUMBERS = (
-    *("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
-    *("beta_fast", "beta_slow", "attention_factor", "rope_theta", "partial_rotary_factor"),
-)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json``, whose numbers are such as a model can have. What it leaves out or calls null is not looked at.
-
-    Raises:
-        FileError: names the file, the key and the value.
-    """
-    file = folder / "config.json"
-    found = read_json(file)
-    require_numbers(found, file)
-    for name in ("rope_scaling", "rope_parameters"):
-        if found.get(name) is not None:
-            _require_rope(entry(found, name, dict, file), name, file)
-    return found
-
-
-def require_numbers(found: dict[str, Any], file: Path) -> None:
-    """The same of some of its entries."""
-    for name in (name for name in MOST if found.get(name) is not None):
-        if not 1 <= entry(found, name, int, file) <= MOST[name]:
-            raise FileError(f"{file}: its {name} must be from 1 to {MOST[name]:,}, not {found[name]}")
-    for name in (name for name in POSITIVE if found.get(name) is not None):
-        if not entry(found, name, float, file) > 0:
-            raise FileError(f"{file}: its {name} must be above 0, not {found[name]}")
-    for name in (name for name in FRACTIONS if found.get(name) is not None):
-        if not 0 <= entry(found, name, float, file) <= 1:
-            raise FileError(f"{file}: its {name} must be from 0 to 1, not {found[name]}")
-    for name in (name for name in YES_OR_NO if found.get(name) is not None):
-        entry(found, name, bool, file)
-
-
-def _require_rope(rope: dict[str, Any], of: str, file: Path) -> None:
-    for name in (name for name in ROPE_NUMBERS if rope.get(name) is not None):
-        value = rope[name]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-            raise FileError(f"{file}: its {of}.{name} must be a number from 0 on, not {str(value)[:60]}")
 
 
 def weight_files(folder: Path) -> list[Path]:

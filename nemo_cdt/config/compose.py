@@ -1,5 +1,6 @@
 """The one way from overrides to a typed configuration. All of them are in Hydra's grammar."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Any, TypeVar
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_cdt.config.errors import explain
 from nemo_cdt.config.files import typed
+from nemo_cdt.config.init import of_init, option_of, with_model_of_init
 from nemo_cdt.config.objective import overrides_with_new_names
 from nemo_cdt.config.schema import Config
 from nemo_cdt.objectives.registry import foreign_settings
@@ -52,9 +55,41 @@ def compose(overrides: Sequence[str], schema: type[S] = Config) -> S:  # type: i
     register(schema)
     try:
         with _one_line(schema), hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return typed(hydra.compose("config", overrides_with_new_names(overrides)), schema)
+            words = words_of(overrides)
+            composed, choice = _composed(words)
+            return typed(with_model_of_init(composed, words, choice, lambda again: _composed(again)[0]), schema)
     finally:
         register()
+
+
+def words_of(overrides: Sequence[str]) -> list[str]:
+    """What Hydra gets of a command line: keys by their names of now; the demo, where it names no model and no data."""
+    own = r"[+~]{0,2}(experiment|model|data|init|init\.\w+|data\.(path|validation_path))(=|@|$)"
+    overrides = ["lora=none" if override == "lora=null" else override for override in overrides]
+    demo = [] if any(re.match(own, override) for override in overrides) else ["experiment=demo"]
+    return [*demo, *overrides_with_new_names([word for word in overrides if word != "experiment=null"])]
+
+
+@contextmanager
+def shown(words: Sequence[str]) -> Iterator[list[str]]:
+    """Words with which Hydra alone composes the model of ``init``, for as long as the block lasts."""
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        composed, _ = _composed(words)
+    model, _ = of_init(composed)
+    if model is None:
+        yield [*words]
+        return
+    with option_of(model) as option:
+        yield [*(word for word in words if not word.startswith("model=")), option]
+
+
+def _composed(words: Sequence[str]) -> tuple[DictConfig, str | None]:
+    """A run, and which option of the group ``model`` it has."""
+    composed = hydra.compose("config", list(words), return_hydra_config=True)
+    choice = composed.hydra.runtime.choices.get("model")
+    with open_dict(composed):
+        del composed["hydra"]
+    return composed, choice
 
 
 def compose_settings(schema: type[S], overrides: Sequence[str], option: str | None = None) -> S:

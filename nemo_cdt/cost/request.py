@@ -39,7 +39,8 @@ def read(arguments: Sequence[str]) -> Request:
     gpu = values.get("cluster.gpu", values.get("cluster", GPU))
     kept = [argument for argument in arguments if not re.match(r"(cluster|cluster\.gpu|output)=", argument)]
     if "experiment" not in values:
-        kept = [EXPERIMENT, *kept]
+        of_init = any(argument.startswith("init.") for argument in arguments) and "model" not in values
+        kept = [EXPERIMENT, *(["model=init"] if of_init else []), *kept]
     config = compose_planned([f"+cluster={gpu}", *kept])
     _check(config, output)
     return Request(

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from nemo_cdt.checkpoint import pretrained
-from nemo_cdt.config import Precision
+from nemo_cdt.config import Precision, huggingface
 from nemo_cdt.utils.reading import blamed_on
 
 DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
@@ -64,7 +64,7 @@ class EvaluatedModel:
 def read_config(folder: Path) -> PretrainedConfig:
     """Raises ValueError where ``folder`` holds no model that transformers knows."""
     with blamed_on(folder, "it is no Hugging Face model", whatever=True):
-        pretrained.read_config(folder)
+        huggingface.read_config(folder)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     # Transformers 5 writes rope_parameters, which version 4 passes over in silence: another RoPE.
     rope = getattr(config, "rope_parameters", None)

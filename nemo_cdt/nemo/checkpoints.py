@@ -1,15 +1,19 @@
 """The checkpoint that a run starts from."""
 
+import logging
 from pathlib import Path
 
 from filelock import FileLock
 
-from nemo_cdt.checkpoint import huggingface, megatron_checkpoint
-from nemo_cdt.checkpoint.fitting import require_fitting
+from nemo_cdt.checkpoint import megatron_checkpoint
 from nemo_cdt.checkpoint.verification import require_whole
 from nemo_cdt.config import Config, Model
+from nemo_cdt.config.fitting import as_override, differing, require_fitting
+from nemo_cdt.config.huggingface import read_model
 from nemo_cdt.nemo.convert import convert
 from nemo_cdt.validation import check_vocabulary
+
+logger = logging.getLogger("nemo_cdt")
 
 
 def initial_checkpoint(config: Config) -> tuple[Path | None, int | None]:
@@ -29,7 +33,7 @@ def initial_checkpoint(config: Config) -> tuple[Path | None, int | None]:
         return Path(config.init.nemo).resolve(), found.vocab_size
     if not config.init.hf:
         return None, config.model.vocab_size
-    found = huggingface.read_model(Path(config.init.hf))
+    found = read_model(Path(config.init.hf))
     _require_fitting(config, found, f"init.hf={config.init.hf}")
     converted = Path(config.output, "init").resolve()
     with FileLock(f"{config.output}/.init.lock"):  # one rank converts, the others wait and find it
@@ -42,3 +46,6 @@ def initial_checkpoint(config: Config) -> tuple[Path | None, int | None]:
 def _require_fitting(config: Config, found: Model, where: str) -> None:
     check_vocabulary(config, found.vocab_size or 0, where)
     require_fitting(config.model, found, where)
+    for name, (wanted, there) in differing(config.model, found).items():
+        ours, theirs = as_override(name, wanted), as_override(name, there)
+        logger.warning("%s, where %s has %s: its context is extended, or this is a mistake", ours, where, theirs)

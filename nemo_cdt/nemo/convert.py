@@ -51,9 +51,10 @@ def _cuda_answered() -> AbstractContextManager[None]:
 def _import(source: Path, folder: Path) -> None:
     from nemo_cdt.checkpoint import huggingface, megatron_writing
     from nemo_cdt.checkpoint.weights import to_megatron
+    from nemo_cdt.config.huggingface import read_model
     from nemo_cdt.nemo.context import write_context
 
-    model = huggingface.read_model(source)
+    model = read_model(source)
     weights = to_megatron(huggingface.read_weights(source), model, where=source)
     megatron_writing.write(folder, weights, model, source, write_context)
 

@@ -3,24 +3,17 @@
 import os
 from pathlib import Path
 
-from nemo_cdt.checkpoint.pretrained import INDEX, read_config, weight_files
-from nemo_cdt.config import Config, Data, DataName, Family, Lora, LoraTarget, walk
+from nemo_cdt.checkpoint.pretrained import INDEX, weight_files
+from nemo_cdt.config import Config, Data, DataName, Lora, LoraTarget, walk
+from nemo_cdt.config.fitting import require_fitting
+from nemo_cdt.config.huggingface import read_model
 from nemo_cdt.objectives import objectives_of
 from nemo_cdt.prepared import TRAIN, VALIDATION, fingerprint, read_summary
-from nemo_cdt.utils.reading import entry
 from nemo_cdt.validation.layout import check_vocabulary
 from nemo_cdt.validation.outputs import check_output
 from nemo_cdt.validation.rules import nearest, require
 
 HOPS = {3, 4}
-SIZES = {
-    "num_layers": "num_hidden_layers",
-    "hidden_size": "hidden_size",
-    "ffn_hidden_size": "intermediate_size",
-    "num_attention_heads": "num_attention_heads",
-    "num_query_groups": "num_key_value_heads",
-}
-"""Ours, and what ``config.json`` calls them. The rest is compared when the weights are read, by transformers' rules."""
 
 
 def require_sources(config: Config) -> None:
@@ -166,28 +159,13 @@ def _check_sources(config: Config) -> None:
 
 def _check_hf_model(config: Config, folder: Path) -> None:
     try:
-        described = read_config(folder)
-        kind = entry(described, "model_type", str, folder / "config.json")
+        found = read_model(folder)
         if (folder / INDEX).exists():
             weight_files(folder)
     except ValueError as error:
-        raise ValueError(f"init.hf={folder} is no Hugging Face model: {error}") from error
-    known = ", ".join(Family)
-    require(kind in [*Family], f"init.hf={folder} is a {kind[:60]} model: set init.hf to the folder of one of {known}")
-    family = config.model.family
-    require(
-        kind == family,
-        f"init.hf={folder} is a {kind} model, but model={config.model.name} has model.family={family}: "
-        "set model to that of init.hf",
-    )
-    sizes = {ours: described.get(theirs) for ours, theirs in SIZES.items()}
-    wrong = {ours: size for ours, size in sizes.items() if size not in (None, getattr(config.model, ours))}
-    require(
-        not wrong,
-        f"model={config.model.name} is another size than init.hf={folder}: set model to that of init.hf, or "
-        + " ".join(f"model.{name}={size}" for name, size in wrong.items()),
-    )
-    check_vocabulary(config, described.get("vocab_size") or 0, f"init.hf={folder}")
+        raise ValueError(f"init.hf={folder}: {error}") from error
+    require_fitting(config.model, found, f"init.hf={folder}")
+    check_vocabulary(config, found.vocab_size or 0, f"init.hf={folder}")
 
 
 def _check_lora(config: Config) -> None:

@@ -10,6 +10,7 @@ from nemo_cdt.config import (
     Model,
     RopeScaling,
     RopeType,
+    Schedule,
     walk,
 )
 from nemo_cdt.objectives import Objective, Settings, baseline_of, loadable, objectives_of
@@ -195,7 +196,7 @@ def _check_longppl(config: Config) -> None:
 def _check_optim(config: Config) -> None:
     optim, steps = config.optim, config.trainer.max_steps
     require(
-        optim.min_lr <= optim.lr,
+        optim.schedule is Schedule.constant or optim.min_lr <= optim.lr,
         f"optim.min_lr={optim.min_lr} is above optim.lr={optim.lr}: set optim.min_lr={optim.lr} or less",
     )
     require(

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from nemo_cdt.config import Config, Lora, LoraTarget, load, typed
+from nemo_cdt.config import Config, Lora, LoraTarget, Model, load, typed
 from nemo_cdt.config.compose import compose, conf_dir
 from nemo_cdt.data.tokenizer import load_tokenizer
 from nemo_cdt.describe import describe
@@ -12,6 +12,7 @@ from nemo_cdt.launch.site import with_site
 from nemo_cdt.objectives.cdt import CDTSettings
 from nemo_cdt.objectives.registry import baseline_of
 from nemo_cdt.validation import validate
+from tests.described import write_described
 from tests.runs import write_stub_of_prepared
 
 SITE = Path(__file__).parents[1].joinpath("launch") / "site.yaml"
@@ -26,8 +27,7 @@ OPTIONS = [
 def inputs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
-    (tmp_path / "llama").mkdir()
-    (tmp_path / "llama/config.json").write_text('{"model_type": "llama"}')
+    write_described(tmp_path / "llama", Model())
     load_tokenizer("byte").save_pretrained(tmp_path / "llama")
 
 
@@ -43,14 +43,16 @@ def test_every_option_of_every_group_composes_to_a_run(option):
         site = ["objective=logo", "data=preferences"]
         option = "model=tiny"
     length = [] if group == "experiment" else ["data.seq_length=8192"]
-    wanted = [*length, "data.path=rows.jsonl", "compare_to=null", "init.hf=llama"]
+    chosen = [] if group in ("model", "experiment") else ["model=tiny"]
+    without = [option, *chosen, *length, "data.path=rows.jsonl", "compare_to=null", *site]
+    write_described(Path("llama"), Model() if name == "init" else composed(*without).model)
+    wanted = [*chosen, *length, "data.path=rows.jsonl", "compare_to=null", "init.hf=llama"]
     if composed(option, *wanted, *site).trainer.num_nodes > 1:
         site = ["launcher=slurm", f"launcher.site={SITE}"]
     config = with_site(composed(option, *wanted, *site))
     if config.data.name.is_prepared:
         config.data.path = "prepared"
         write_stub_of_prepared(Path("prepared"), tokens=config.data.seq_length, tokenizer="llama")
-    Path("llama/config.json").write_text(f'{{"model_type": "{config.model.family}"}}')
     validate(config)
 
 
@@ -68,10 +70,11 @@ def test_a_group_on_the_command_line_wins_over_the_experiment_and_a_key_over_bot
 
 
 def test_lora_is_an_option_of_any_run():
+    write_described(Path("llama"), composed("model=llama31_8b").model)
     config = composed("experiment=rows_llama31_8b_32k", "lora=default", "data.path=rows.jsonl", "init.hf=llama")
     validate(config)
 
-    assert (config.model.name, config.lora) == ("llama31_8b", Lora(rank=32, alpha=32, targets=list(LoraTarget)))
+    assert (config.model.name, config.lora) == ("llama", Lora(rank=32, alpha=32, targets=list(LoraTarget)))
     assert composed("experiment=rows_llama31_8b_32k").lora == composed("lora.rank=0").lora == Lora()
     # 4096 + 6144, 4096 + 4096, 4096 + 28672, 14336 + 4096 rows and columns in each of 32 layers
     expected = "rank 32, alpha 32 on linear_qkv, linear_proj, linear_fc1, linear_fc2: 71,303,168 trainable parameters"
@@ -104,8 +107,8 @@ def test_llama31_8b_is_what_its_name_says():
         ),
         (
             "model=huge",
-            "model=huge does not exist: choose model=llama31_70b|llama31_8b|llama32_1b|llama3_8b|mistral_7b|qwen25_7b|"
-            "qwen3_8b|tiny",
+            "model=huge does not exist: choose model=init|llama31_70b|llama31_8b|llama32_1b|llama3_8b|mistral_7b|"
+            "qwen25_7b|qwen3_8b|tiny",
         ),
         ("model.rope_scaling=null", "model.rope_scaling: field 'model.rope_scaling' is not Optional"),
         (

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from nemo_cdt.checkpoint.exported import replacing
-from nemo_cdt.config import Config, Export, Init, Lora, Parallel, Trainer, save
+from nemo_cdt.config import Config, Export, Init, Lora, Model, Parallel, Trainer, save
 from nemo_cdt.validation import validate
+from tests.described import write_described
 from tests.runs import settings_of
 
 
@@ -40,8 +41,7 @@ def test_a_run_resumes_under_another_layout_and_for_more_steps(tmp_path):
     ],
 )
 def test_a_run_does_not_resume_as_another(tmp_path, changes, expected):
-    (tmp_path / "hf").mkdir()
-    (tmp_path / "hf/config.json").write_text('{"model_type": "llama"}')
+    write_described(tmp_path / "hf", Model())
     (tmp_path / "hf/tokenizer_config.json").write_text("{}")
     config = earlier(tmp_path / "run", init=Init(hf=str(tmp_path / "hf")))
     with pytest.raises(ValueError, match=re.escape(expected.format(config.output))):

@@ -16,6 +16,7 @@ from nemo_cdt.analysis.samples import load_samples
 from nemo_cdt.analysis.settings import Samples, Source
 from nemo_cdt.analysis.significance import read_scores
 from nemo_cdt.checkpoint import huggingface
+from nemo_cdt.config.huggingface import read_model
 from nemo_cdt.data import templates
 from nemo_cdt.data.jsonl import JsonlDocuments
 from nemo_cdt.data.preferences import PreferenceDocuments
@@ -70,12 +71,12 @@ def test_config_json(tmp_path, kind, rope):
     )
     made.save_pretrained(folder)
     original = json.loads((folder / "config.json").read_text())
-    model = huggingface.read_model(folder)
+    model = read_model(folder)
 
     def read():
         config = c.Config(model=model)
         _check_hf_model(config, folder)
-        huggingface.read_model(folder)
+        read_model(folder)
 
     with watched(tmp_path):
         seen(outcomes(both(original, 1000), (folder / "config.json").write_bytes, read, str(folder)), 1000)

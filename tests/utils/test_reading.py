@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from nemo_cdt import config as c
 from nemo_cdt.checkpoint import huggingface
 from nemo_cdt.cli import main
+from nemo_cdt.config.huggingface import read_model
 from nemo_cdt.data import templates
 from nemo_cdt.data.jsonl import JsonlDocuments
 from nemo_cdt.data.tokenizer import byte_tokenizer
@@ -65,7 +66,7 @@ def test_a_number_of_config_json_that_no_model_has_is_named(tmp_path, key, value
     (tmp_path / "config.json").write_text(json.dumps(MODEL | {key: value}))
     expected = re.escape(f"{tmp_path}/config.json: its {key}")
     with pytest.raises(ValueError, match=f"^{expected}"):
-        huggingface.read_model(tmp_path)
+        read_model(tmp_path)
     config = c.Config(init=c.Init(hf=str(tmp_path)), model=c.Model(tokenizer="byte"))
     with pytest.raises(ValueError, match=f"^init.hf={tmp_path} is no Hugging Face model: {expected}"):
         check_files(config)

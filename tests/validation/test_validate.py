@@ -1,14 +1,15 @@
-import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
 from nemo_cdt.checkpoint.exported import replacing
-from nemo_cdt.config import Config, save, typed
+from nemo_cdt.config import Config, Model, save, typed
 from nemo_cdt.validation import check_unused, validate
+from tests.described import write_described
 
 
 def run(*overrides: str) -> Config:
@@ -170,10 +171,10 @@ REFUSED = {
     "init.hf=llama init.nemo=llama": "set one of them to null",
     "init.hf=/not/there": "init.hf=/not/there is no folder",
     "init.nemo=/not/there": "init.nemo=/not/there is no folder",
-    "init.hf=.": "init.hf=. is no Hugging Face model",
-    "init.hf=bert": "init.hf=bert is a bert model",
-    "init.hf=qwen2": "init.hf=qwen2 is a qwen2 model, but model=tiny has model.family=llama",
-    "init.hf=wide": "set model to that of init.hf, or model.hidden_size=4096 model.num_query_groups=8",
+    "init.hf=.": "init.hf=.: config.json",
+    "init.hf=bert": "init.hf=bert: bert is no Hugging Face model of llama, mistral, qwen2, qwen3",
+    "init.hf=qwen2": "model.family=llama, model.qkv_bias=false, but init.hf=qwen2 has model.family=qwen2",
+    "init.hf=wide": "but init.hf=wide has model.hidden_size=4096 model.num_query_groups=4: leave them out",
     "init.hf=llama parallel.tensor=2 trainer.devices=2": (
         "init.hf=llama has a vocabulary of 263, which parallel.tensor=2 does not divide: set parallel.tensor to 1"
     ),
@@ -219,14 +220,17 @@ REFUSED = {
 def test_a_run_that_cannot_be_is_refused_in_one_line_that_names_the_key_and_the_way_out(tmp_path, overrides):
     (tmp_path / "rows").write_text("{}")
     (tmp_path / "empty").touch()
-    described = {kind: {"model_type": kind} for kind in ("llama", "bert", "qwen2")}
-    described["wide"] = {"model_type": "llama", "hidden_size": 4096, "num_key_value_heads": 8, "num_hidden_layers": 4}
-    for name, more in described.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(json.dumps({"vocab_size": 263} | more))
-        (tmp_path / name / "tokenizer_config.json").write_text("{}")
-    (tmp_path / "bare").mkdir()
-    (tmp_path / "bare/config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 263}))
+    models: dict[str, dict[str, Any]] = {
+        "llama": {},
+        "bert": {"architectures": ["BertModel"], "model_type": "bert"},
+        "qwen2": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"},
+        "wide": {"hidden_size": 4096, "head_dim": 32, "num_key_value_heads": 4},
+        "bare": {},
+    }
+    for name, more in models.items():
+        write_described(tmp_path / name, Model(), **more)
+        if name != "bare":
+            (tmp_path / name / "tokenizer_config.json").write_text("{}")
     for folder in ("old", "mine/init", "mine/tokenizer", "o/checkpoints/last"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "old/config.yaml").touch()
