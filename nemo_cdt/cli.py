@@ -5,22 +5,21 @@ import shlex
 import sys
 import warnings
 from collections.abc import Sequence
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 from nemo_cdt.analysis.measures import RENAMED, Measure
 from nemo_cdt.config.help import KeysHelp
+from nemo_cdt.utils.streams import sound_streams
 from nemo_cdt.utils.user_errors import reported
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    sound_streams()
     words = sys.argv[1:] if arguments is None else [*arguments]
     if words[:1] == ["train"]:
         return _train(words[1:])  # before argparse, which would take Hydra's flags for its own
     parsed = _parser().parse_args(words)
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may be no text
     with reported():
         try:
             return parsed.verb(parsed)

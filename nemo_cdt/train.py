@@ -22,6 +22,7 @@ from nemo_cdt.config.init import with_model_of_init
 from nemo_cdt.launch import launch
 from nemo_cdt.launch.jobs import require_idle
 from nemo_cdt.launch.site import site_file, with_site
+from nemo_cdt.utils.streams import sound_streams
 from nemo_cdt.utils.user_errors import fail, reported
 from nemo_cdt.validation import validate
 
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str], program: str) -> None:
     Raises:
         SystemExit: with 2 and one line for a mistake, with another code where training failed.
     """
+    sound_streams()
     # Without it Hydra prints an error of several lines and exits with 1; with it the exception arrives here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register()

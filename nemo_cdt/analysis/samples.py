@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from nemo_cdt.analysis.settings import Samples, Source
 from nemo_cdt.data.documents import IGNORE, Document, TokenType
-from nemo_cdt.data.jsonl import integers, is_text, parse
+from nemo_cdt.data.jsonl import integers, is_text, parse, require_own_labels
 from nemo_cdt.data.multihop import MultihopDocuments
 from nemo_cdt.data.tokenizer import encode
 from nemo_cdt.utils.reading import blamed_on, read_lines
@@ -130,6 +130,7 @@ def _of_tokens(row: dict[str, Any]) -> Document:
         raise ValueError("'token_types' must be a list, of a type for each token")
     if not len(ids) == len(labels) == len(types):
         raise ValueError(f"{len(ids)} 'input_ids', {len(labels)} 'labels' and {len(types)} 'token_types'")
+    require_own_labels(ids, labels)
     return Document(
         input_ids=ids,
         labels=labels,

@@ -10,13 +10,16 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoTokenizer, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
+from transformers import LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
 from nemo_cdt.checkpoint.pretrained import INDEX, weight_files
 from nemo_cdt.config import Family, Model, RopeScaling
 from nemo_cdt.config.huggingface import ARCHITECTURES, ROPE_FIELDS
+from nemo_cdt.data.tokenizer import CONFIG, of_transformers_4, read_tokenizer
+from nemo_cdt.utils.atomic_write import atomic_write
 from nemo_cdt.utils.reading import blamed_on, read_json
 
+TEMPLATE = "chat_template.jinja"
 TOKENIZER_FILES = [
     "tokenizer.json",
     "tokenizer.model",
@@ -26,11 +29,14 @@ TOKENIZER_FILES = [
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
-    "chat_template.jinja",
+    TEMPLATE,
     "chat_template.json",
     "generation_config.json",
 ]
 """What travels with the weights. An instruction-tuned model's further end tokens are in ``generation_config.json``."""
+
+TEMPLATES = "additional_chat_templates"
+"""A folder of templates with names, beside that of every chat."""
 
 CONFIGS: dict[Family, type[PretrainedConfig]] = {
     Family.llama: LlamaConfig,
@@ -111,7 +117,7 @@ def _special_tokens(folder: Path, vocabulary: int) -> dict[str, Any]:
     if not has_tokenizer(folder):
         return dict.fromkeys(names)
     with blamed_on(folder, "it holds no tokenizer", whatever=True):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = read_tokenizer(folder)
     found = {name: getattr(tokenizer, name) for name in names}
     return {name: token if token is not None and token < vocabulary else None for name, token in found.items()}
 
@@ -121,9 +127,22 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def copy_tokenizer(source: Path, destination: Path) -> None:
+    """The files of a tokenizer, in the words of transformers 4; templates with names go into its configuration.
+
+    There NeMo, which copies files and no folders, keeps them.
+    """
     destination.mkdir(exist_ok=True)
+    named = {file.stem: file.read_text("utf-8") for file in sorted((source / TEMPLATES).glob("*.jinja"))}
+    default = source / TEMPLATE
     for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            if name.endswith(".json"):
-                read_json(source / name)
+        if not (source / name).is_file() or (named and name == TEMPLATE):
+            continue
+        said = read_json(source / name) if name.endswith(".json") else {}
+        now = of_transformers_4(said) if name == CONFIG else said
+        if name == CONFIG and named:
+            templates = ({"default": default.read_text("utf-8")} if default.is_file() else {}) | named
+            now = now | {"chat_template": [{"name": key, "template": text} for key, text in templates.items()]}
+        if now == said:
             shutil.copyfile(source / name, destination / name)
+        else:
+            atomic_write(destination / name, json.dumps(now, indent=2, ensure_ascii=False) + "\n")

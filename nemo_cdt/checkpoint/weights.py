@@ -19,6 +19,7 @@ from torch import Tensor
 from nemo_cdt.config import Model
 
 Shape = tuple[int, ...]
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,12 @@ class Block:
 def blocks(model: Model) -> Iterator[Block]:
     """All weights of the model, in the order of its forward pass."""
     vocabulary, hidden = (model.vocab_size or 0, model.hidden_size), (model.hidden_size,)
-    yield Block("embedding.word_embeddings.weight", {"model.embed_tokens.weight": vocabulary})
+    yield Block("embedding.word_embeddings.weight", {EMBEDDING: vocabulary})
     for layer in range(model.num_layers):
         yield from _layer(model, f"decoder.layers.{layer}.", f"model.layers.{layer}.")
     yield Block("decoder.final_layernorm.weight", {"model.norm.weight": hidden})
     if not model.tied_embeddings:
-        yield Block("output_layer.weight", {"lm_head.weight": vocabulary})
+        yield Block("output_layer.weight", {HEAD: vocabulary})
 
 
 def _layer(model: Model, megatron: str, hf: str) -> Iterator[Block]:
@@ -87,11 +88,27 @@ def megatron_shapes(model: Model) -> dict[str, Shape]:
 
 
 def to_megatron(weights: Mapping[str, Tensor], model: Model, where: object = "weights") -> dict[str, Tensor]:
-    """Raises ValueError, which begins with ``where``, unless these are the model's weights and all of them."""
+    """Raises ValueError, which begins with ``where``, unless these are the model's weights, all of them and finite."""
     # Buffers that transformers saved until 4.31 and that the configuration determines.
     weights = {name: tensor for name, tensor in weights.items() if not name.endswith("rotary_emb.inv_freq")}
+    if model.tied_embeddings and HEAD in weights:
+        weights = _without_head(weights, where)
     require({name: tuple(tensor.shape) for name, tensor in weights.items()}, huggingface_shapes(model), where)
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"{where}: {name} holds NaN or infinity, which would spread to every weight: take another file"
+            )
     return {block.megatron: block.merge(weights) for block in blocks(model)}
+
+
+def _without_head(weights: dict[str, Tensor], where: object) -> dict[str, Tensor]:
+    """Some tools write the head of a tied model too, which is the embedding once more."""
+    if EMBEDDING in weights and not torch.equal(weights[HEAD], weights[EMBEDDING]):
+        raise ValueError(
+            f"{where}: config.json says tie_word_embeddings=true, but {HEAD} is not {EMBEDDING}: set it to false there"
+        )
+    return {name: tensor for name, tensor in weights.items() if name != HEAD}
 
 
 def to_huggingface(weights: Mapping[str, Tensor], model: Model, where: object = "weights") -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nemo_cdt.config.errors import explain
 from nemo_cdt.config.files import typed
-from nemo_cdt.config.init import of_init, option_of, with_model_of_init
+from nemo_cdt.config.init import of_init, settled, with_model_of_init
 from nemo_cdt.config.objective import overrides_with_new_names
 from nemo_cdt.config.schema import Config
 from nemo_cdt.objectives.registry import foreign_settings
@@ -65,22 +65,24 @@ def compose(overrides: Sequence[str], schema: type[S] = Config) -> S:  # type: i
 def words_of(overrides: Sequence[str]) -> list[str]:
     """What Hydra gets of a command line: keys by their names of now; the demo, where it names no model and no data."""
     own = r"[+~]{0,2}(experiment|model|data|init|init\.\w+|data\.(path|validation_path))(=|@|$)"
+    overrides = at_home(overrides)
     overrides = ["lora=none" if override == "lora=null" else override for override in overrides]
     demo = [] if any(re.match(own, override) for override in overrides) else ["experiment=demo"]
     return [*demo, *overrides_with_new_names([word for word in overrides if word != "experiment=null"])]
+
+
+def at_home(overrides: Sequence[str]) -> list[str]:
+    """``~`` at the beginning of a value is the user's home: no shell sees it behind a key."""
+    return [re.sub(r"""^([^=]+=['"]?)~(?=['"]?(/|$))""", rf"\1{Path.home()}", override) for override in overrides]
 
 
 @contextmanager
 def shown(words: Sequence[str]) -> Iterator[list[str]]:
     """Words with which Hydra alone composes the model of ``init``, for as long as the block lasts."""
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        composed, _ = _composed(words)
-    model, _ = of_init(composed)
-    if model is None:
-        yield [*words]
-        return
-    with option_of(model) as option:
-        yield [*(word for word in words if not word.startswith("model=")), option]
+        composed, choice = _composed(words)
+    with settled(*of_init(composed), words, choice) as now:
+        yield now
 
 
 def _composed(words: Sequence[str]) -> tuple[DictConfig, str | None]:
@@ -109,7 +111,7 @@ def compose_settings(schema: type[S], overrides: Sequence[str], option: str | No
     begin = hydra.initialize_config_dir(str(conf_dir()), version_base="1.3") if option else _without_conf()
     values = [f"+{group}@_global_={name}"] if option else []
     with _one_line(schema), begin:
-        return typed(hydra.compose("settings", [*values, *overrides]), schema)
+        return typed(hydra.compose("settings", [*values, *at_home(overrides)]), schema)
 
 
 def _without_conf() -> Any:

@@ -4,6 +4,7 @@ A run is composed twice. The first time tells where its weights are; the second 
 ``model``, so that an experiment's and the command line's keys of ``model`` change that one.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,7 +21,10 @@ OPTION, UNSET = "of_init", "init"
 """The option of the group ``model`` that holds what was read; the one that stands where none was chosen."""
 
 Compose = Callable[[Sequence[str]], DictConfig]
-NONE = "no model is named: set init.hf=DIR for the weights of a Hugging Face folder, or model=NAME for random ones"
+RANDOM = (
+    "no model is named, so model=tiny is taken, with random weights: set init.hf=DIR for the weights of a Hugging Face "
+    "folder, or model=NAME"
+)
 
 
 def with_model_of_init(
@@ -35,19 +39,31 @@ def with_model_of_init(
         again: composes other overrides in the same way.
 
     Raises:
-        ValueError: where ``init`` is no model, where no model is named at all, and where an option of the group
-            ``model`` that was chosen is another model than ``init``'s.
+        ValueError: where ``init`` is no model, and where an option of the group ``model`` that was chosen is another
+            model than ``init``'s.
     """
     found, where = of_init(composed)
-    if found is None:
-        if choice != UNSET:
-            return composed
-        raise ValueError(f"{where} is not on this machine: set model=NAME to the model that it is" if where else NONE)
-    with option_of(found) as option:
-        made = again([*(word for word in overrides if not word.startswith("model=")), option])
-    if choice not in (UNSET, None):
+    with settled(found, where, overrides, choice) as words:
+        made = composed if words == list(overrides) else again(words)
+    if found is not None and choice not in (UNSET, None):
         _require_same(str(choice), composed, made, where)
     return made
+
+
+@contextmanager
+def settled(found: Model | None, where: str, overrides: Sequence[str], choice: str | None) -> Iterator[list[str]]:
+    """Overrides with which Hydra composes the model that is meant, for as long as the block lasts."""
+    without = [word for word in overrides if not word.startswith("model=")]
+    if found is not None:
+        with option_of(found) as option:
+            yield [*without, option]
+    elif choice != UNSET:
+        yield [*overrides]
+    elif where:
+        raise ValueError(f"{where} is not on this machine: set model=NAME to the model that it is")
+    else:
+        print(f"warning: {RANDOM}", file=sys.stderr)
+        yield [*without, "model=tiny"]
 
 
 @contextmanager

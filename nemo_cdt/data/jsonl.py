@@ -164,8 +164,23 @@ def check_messages(tokenizer: PreTrainedTokenizerFast, messages: Any) -> None:
     template_of(tokenizer)
     if not isinstance(messages, list) or not all(map(_is_message, messages)):
         raise ValueError("'messages' must be a list of objects with the valid strings 'role' and 'content'")
-    if all(message["role"] != "assistant" for message in messages):
+    for message in messages:
+        _check_weight(message)
+    own = [message for message in messages if message["role"] == "assistant"]
+    if not own:
         raise ValueError("no labelled token: no message is the assistant's")
+    if not any(map(_is_trained, own)):
+        raise ValueError("no labelled token: every message of the assistant's has weight 0, or train false")
+
+
+def _check_weight(message: dict[str, Any]) -> None:
+    weight, train, own = message.get("weight"), message.get("train"), message["role"] == "assistant"
+    if weight not in (None, 0, 1) or train not in (None, True, False):
+        raise ValueError(
+            f"a message has weight={weight!r}, train={train!r}: a weight is 0 or 1, train is true or false"
+        )
+    if not own and (weight or train):
+        raise ValueError(f"a message of {message['role'][:60]!r} is to be trained on: only the assistant's are")
 
 
 def row_tokens(tokenizer: PreTrainedTokenizerFast, row: dict[str, Any]) -> Tokens:
@@ -175,6 +190,8 @@ def row_tokens(tokenizer: PreTrainedTokenizerFast, row: dict[str, Any]) -> Token
     if "messages" in row:
         return chat_tokens(tokenizer, row["messages"])
     ids = np.array(encode(tokenizer, row["text"])["input_ids"], dtype=np.int64)
+    if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
+        ids = ids[1:]  # the text begins with it already
     return ids, ids
 
 
@@ -196,9 +213,26 @@ def chat_tokens(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str
     # no token's offsets. The other way it is the last character.
     starts = np.minimum(starts, lasts) if marks(template_of(tokenizer)) else lasts
     assistant = np.zeros(len(ids), dtype=bool)
-    for start, stop in turns:
+    for start, stop in _trained(messages, turns):
         assistant |= (start <= lasts) & (starts < stop)
     return ids, np.where(assistant, ids, IGNORE)
+
+
+def _trained(messages: list[dict[str, Any]], turns: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The turns that are not to be left out, by ``"weight": 0`` or ``"train": false`` of their messages."""
+    own = [message for message in messages if message["role"] == "assistant"]
+    if all(_is_trained(message) for message in own):
+        return turns
+    if len(own) != len(turns):
+        raise ValueError(
+            f"{len(own)} messages are the assistant's, but the template marks {len(turns)} parts: which of them has "
+            "weight 0 cannot be told"
+        )
+    return [turn for turn, message in zip(turns, own, strict=True) if _is_trained(message)]
+
+
+def _is_trained(message: dict[str, Any]) -> bool:
+    return bool(message.get("weight", 1)) and bool(message.get("train", True))
 
 
 def parse(line: bytes | str) -> dict[str, Any]:
@@ -220,7 +254,19 @@ def _given(row: dict[str, Any]) -> Tokens:
     ids, labels = integers(row, "input_ids"), integers(row, "labels")
     if len(ids) != len(labels):
         raise ValueError(f"{len(ids)} 'input_ids' but {len(labels)} 'labels'")
+    require_own_labels(ids, labels)
     return ids, labels
+
+
+def require_own_labels(ids: np.ndarray, labels: np.ndarray) -> None:
+    """Raise ValueError for a label that is neither ``IGNORE`` nor its own token, as labels that are shifted already."""
+    wrong = np.flatnonzero((labels != IGNORE) & (labels != ids))
+    if len(wrong):
+        first = wrong[0]
+        raise ValueError(
+            f"label {first} is {labels[first]}, but token {first} is {ids[first]}: a label is {IGNORE} or its own "
+            "token. Training sees to it that a token is predicted by those before it, so do not shift labels"
+        )
 
 
 def integers(row: dict[str, Any], field: str) -> np.ndarray:

@@ -11,7 +11,8 @@ from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 from nemo_cdt.utils.reading import FileError, blamed_on, read_json
 
 SPECIAL_TOKENS = ["<|bos|>", "<|eos|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"]
-JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+CONFIG = "tokenizer_config.json"
+JSON_FILES = ("tokenizer.json", CONFIG, "special_tokens_map.json", "added_tokens.json")
 
 # Every turn ends with eos, so that a reply ends as a document does.
 CHAT_TEMPLATE = """\
@@ -58,10 +59,35 @@ def _from_folder(folder: Path) -> PreTrainedTokenizerFast:
         raise ValueError(f"model.tokenizer={folder}: no such folder; set 'byte' or a Hugging Face tokenizer folder")
     _require_sound_files(folder)
     with blamed_on(f"model.tokenizer={folder}", "no Hugging Face tokenizer folder", whatever=True):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = read_tokenizer(folder)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"model.tokenizer={folder}: a slow tokenizer; save it with a tokenizer.json beside it")
     return tokenizer
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """A folder's tokenizer, of transformers 4 or 5; no code of the folder's is run."""
+    said = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    now = of_transformers_4(said)
+    how: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    if now == said:
+        return AutoTokenizer.from_pretrained(folder, **how)
+    changed = {key: value for key, value in now.items() if said.get(key) != value and key != "tokenizer_class"}
+    return PreTrainedTokenizerFast.from_pretrained(folder, **how, **changed)
+
+
+def of_transformers_4(said: dict[str, Any]) -> dict[str, Any]:
+    """``tokenizer_config.json`` in the words of transformers 4, where it is in those of 5.
+
+    Version 5 has one class for what a ``tokenizer.json`` holds, and lists further special tokens without names.
+    """
+    now = dict(said)
+    if now.get("tokenizer_class") in ("TokenizersBackend", "TokenizersBackendFast"):
+        now["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(extra := now.get("extra_special_tokens"), list):
+        more = now.get("additional_special_tokens") or []
+        now |= {"extra_special_tokens": {}, "additional_special_tokens": [*more, *(t for t in extra if t not in more)]}
+    return now
 
 
 def _require_sound_files(folder: Path) -> None:

@@ -60,6 +60,7 @@ from nemo_cdt.nemo.versions import write_versions
 from nemo_cdt.objectives import objective_of
 from nemo_cdt.objectives.cdt.settings import DetectionRecompute, detection_settings
 from nemo_cdt.utils.atomic_write import new_folder
+from nemo_cdt.validation import record_data
 
 log = python_logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ def build(
     with FileLock(output / ".tokenizer.lock"):  # one rank writes, the others wait and find it whole
         if not (output / "tokenizer").exists():
             with new_folder(output / "tokenizer") as folder:
-                tokenizer.save_pretrained(folder)
+                tokenizer.save_pretrained(folder, save_jinja_files=not isinstance(tokenizer.chat_template, dict))
                 given = Path(config.init.hf or "", "generation_config.json")
                 if config.init.hf and given.is_file():  # travels with the tokenizer, to checkpoints and exports
                     shutil.copyfile(given, folder / given.name)
@@ -163,6 +164,7 @@ def build(
         trainer.ckpt_path = AdapterPath(resume_from / "weights", base_model_path=start_from)
     if trainer.is_global_zero:
         write_versions(output / "versions.json")
+        record_data(config)
     return trainer, model, data
 
 

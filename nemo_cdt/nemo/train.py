@@ -14,6 +14,7 @@ from pathlib import Path
 from nemo_cdt.config import Accelerator, Config, load
 from nemo_cdt.nemo import console
 from nemo_cdt.utils.parent_watchdog import end_with_launcher
+from nemo_cdt.utils.streams import sound_streams
 from nemo_cdt.utils.user_errors import reported
 
 
@@ -68,6 +69,7 @@ def _fit(config: Config, on_gpu: bool) -> None:
 
 
 def main() -> None:
+    sound_streams()
     end_with_launcher()
     with reported():
         config = load(Path(sys.argv[1]))

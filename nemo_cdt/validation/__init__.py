@@ -8,6 +8,7 @@ from nemo_cdt.validation.jobs import check_launcher
 from nemo_cdt.validation.layout import check_vocabulary, validate_layout
 from nemo_cdt.validation.outputs import check_output, check_places
 from nemo_cdt.validation.places import check_unused, inputs
+from nemo_cdt.validation.same_data import record_data, require_same_data
 from nemo_cdt.validation.sources import check_files, require_sources
 from nemo_cdt.validation.values import validate_values
 
@@ -18,6 +19,8 @@ __all__ = [
     "check_unused",
     "check_vocabulary",
     "inputs",
+    "record_data",
+    "require_same_data",
     "require_sources",
     "validate",
     "validate_layout",

@@ -7,6 +7,7 @@ from nemo_cdt.config import Config
 from nemo_cdt.config.resumption import earlier_attempt, require_same_run
 from nemo_cdt.validation.places import check_apart, check_export, plain, require_plain
 from nemo_cdt.validation.rules import require
+from nemo_cdt.validation.same_data import require_same_data
 
 
 def check_output(config: Config) -> None:
@@ -26,6 +27,7 @@ def check_output(config: Config) -> None:
     earlier = earlier_attempt(config)
     if earlier is not None:
         require_same_run(config, earlier)
+        require_same_data(config)
     if config.export.hf is not None:
         _check_writable("export.hf", Path(config.export.hf))
     check_places(config, earlier)

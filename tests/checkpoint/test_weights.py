@@ -93,3 +93,22 @@ def test_a_missing_megatron_weight_is_an_error_too():
     del weights["decoder.layers.1.mlp.linear_fc2.weight"]
     with pytest.raises(ValueError, match=r"decoder\.layers\.1\.mlp\.linear_fc2\.weight is missing"):
         to_huggingface(weights, MODEL)
+
+
+def test_a_head_that_is_the_embedding_once_more_is_passed_over_and_another_refused():
+    model = replace(MODEL, tied_embeddings=True)
+    weights = random_weights(huggingface_shapes(model))
+    head = weights["model.embed_tokens.weight"].clone()
+
+    assert to_megatron(weights | {"lm_head.weight": head}, model).keys() == megatron_shapes(model).keys()
+    head[0, 0] += 1
+    with pytest.raises(ValueError, match=r"tie_word_embeddings=true, but lm_head\.weight is not .*: set it to false"):
+        to_megatron(weights | {"lm_head.weight": head}, model, where="config")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_named(value):
+    weights = random_weights(huggingface_shapes(MODEL))
+    weights["model.layers.1.mlp.up_proj.weight"][3, 2] = value
+    with pytest.raises(ValueError, match=r"folder: model\.layers\.1\.mlp\.up_proj\.weight holds NaN or infinity"):
+        to_megatron(weights, MODEL, where="folder")

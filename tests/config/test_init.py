@@ -121,20 +121,30 @@ def test_numbers_that_were_in_fp32_are_the_same_numbers():
         trained("llama3", "model=llama3_8b")
 
 
-@pytest.mark.parametrize("given", [[], ["data=jsonl"], ["data.path=rows.jsonl"], ["init.hf=null"], ["experiment=null"]])
-def test_the_bare_command_is_the_demo_and_nothing_else_is(given):
-    if not given:
-        assert compose(["objective.beta=3", "optim=constant"]).name == "demo"
-        return
-    with pytest.raises(ValueError, match=r"no model is named: set init\.hf=DIR .* or model=NAME"):
-        compose(given)
-    assert compose([*given, "model=tiny"]).name == "run"
+@pytest.mark.parametrize("given", [["data=jsonl"], ["data.path=rows.jsonl"], ["init.hf=null"], ["experiment=null"]])
+def test_the_bare_command_is_the_demo_and_nothing_else_is(given, capsys):
+    assert compose(["objective.beta=3", "optim=constant"]).name == "demo"
+    assert capsys.readouterr().err == ""
+
+    config = compose(given)
+
+    assert (config.name, config.model.name, config.compare_to) == ("run", "tiny", None)
+    assert capsys.readouterr().err.startswith("warning: no model is named, so model=tiny is taken, with random weights")
+    assert compose([*given, "model=tiny"]) == config
+    assert capsys.readouterr().err == ""
 
 
 def test_values_of_the_demo_are_in_no_other_runs_way():
     validate(compose(["model=tiny", "optim=constant", "optim.lr=1e-5", "trainer.max_steps=2"]))
     validate(compose(["optim=constant", "optim.lr=1e-5"]))
     assert compose(["lora=null"]).lora == compose(["lora=none"]).lora
+
+
+@pytest.mark.parametrize("value", ["~/mine", "'~/mine'", '"~/mine"'])
+def test_a_tilde_is_the_users_home(monkeypatch, value):
+    monkeypatch.setenv("HOME", "/home/me")
+
+    assert compose([f"output={value}", "name=mine"]).output == "/home/me/mine"
 
 
 def test_a_plan_is_of_the_model_of_init():

@@ -62,9 +62,9 @@ def test_a_row_without_a_prompt_is_refused_where_answers_alone_are_trained_on(by
 
 
 def test_given_tokens_are_taken_as_they_are(byte, write):
-    (document,) = documents(write({"input_ids": [5, 6, 7], "labels": [IGNORE, IGNORE, 9]}), byte)
+    (document,) = documents(write({"input_ids": [5, 6, 7], "labels": [IGNORE, IGNORE, 7]}), byte)
     assert document.input_ids.tolist() == [5, 6, 7]
-    assert document.labels.tolist() == [IGNORE, IGNORE, 9]
+    assert document.labels.tolist() == [IGNORE, IGNORE, 7]
 
 
 def test_only_the_assistants_turns_of_a_chat_are_labelled(byte, write):
@@ -150,9 +150,9 @@ IDS = {"input_ids": [1, 2, 3], "labels": [1, 2, 3]}
         ({**IDS, "labels": [1, IGNORE, IGNORE]}, "no labelled token among tokens 2 to 3"),
         ({"input_ids": [1], "labels": [1]}, "no labelled token"),
         ({"input_ids": [], "labels": []}, "no labelled token"),
-        ({**IDS, "input_ids": [1, 2, 4096]}, "input_ids: 4096 is outside the vocabulary of 4096"),
-        ({**IDS, "input_ids": [1, -1, 3]}, "input_ids: -1 is outside"),
-        ({**IDS, "labels": [1, -1, 3]}, "labels: -1 is outside"),
+        ({"input_ids": [1, 2, 4096], "labels": [1, 2, 4096]}, "input_ids: 4096 is outside the vocabulary of 4096"),
+        ({"input_ids": [1, -1, 3], "labels": [1, -1, 3]}, "input_ids: -1 is outside"),
+        ({**IDS, "labels": [1, -1, 3]}, "label 1 is -1, but token 1 is 2"),
         ({"input_ids": [1] * 66, "labels": [1] * 66}, "66 tokens are more than data.seq_length + 1 = 65"),
         ({"messages": []}, "no labelled token: no message is the assistant's"),
         ({"messages": CHAT[:2]}, "no labelled token: no message is the assistant's"),
@@ -258,3 +258,47 @@ def test_the_index_holds_three_numbers_a_row(byte, write):
     rows = documents(write(*({"text": "word " * 10} for _ in range(1000))), byte)
     assert rows._offsets.nbytes + rows._lines.nbytes + rows._lengths.nbytes == 1000 * 3 * 8
     assert not any(isinstance(value, (list, bytes, str)) for value in vars(rows).values())
+
+
+def test_a_text_that_begins_with_bos_has_one(bpe, write):
+    (document,) = documents(write({"text": f"{bpe.bos_token}the object"}), bpe)
+
+    assert document.input_ids.tolist() == bpe("the object")["input_ids"]
+
+
+@pytest.mark.parametrize("key", [{"weight": 0}, {"train": False}])
+def test_a_turn_with_weight_0_is_not_labelled(byte, bpe, key):
+    first, last = "In the garden 🦊", "Gone."
+    messages = deepcopy(CHAT)
+    messages[2] |= key
+    messages[4] |= {"weight": 1, "train": True}
+    for tokenizer in (byte, bpe):
+        ids, labels = chat_tokens(tokenizer, messages)
+        assert labelled(tokenizer, ids, labels).startswith(last)
+        assert first in tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize(
+    ("turn", "more", "expected"),
+    [
+        (2, {"weight": 0.5}, "a message has weight=0.5, train=None: a weight is 0 or 1"),
+        (2, {"train": "no"}, "a message has weight=None, train='no'"),
+        (1, {"weight": 1}, "a message of 'user' is to be trained on: only the assistant's are"),
+    ],
+)
+def test_a_weight_that_cannot_be_honoured_is_refused(byte, write, turn, more, expected):
+    messages = deepcopy(CHAT)
+    messages[turn] |= more
+    with pytest.raises(ValueError, match=rf"rows\.jsonl:1: {re.escape(expected)}"):
+        documents(write({"messages": messages}), byte)
+
+
+def test_a_chat_in_which_nothing_is_to_be_trained_on_is_refused(byte, write):
+    messages = [turn | ({"weight": 0} if turn["role"] == "assistant" else {}) for turn in CHAT]
+    with pytest.raises(ValueError, match="every message of the assistant's has weight 0, or train false"):
+        documents(write({"messages": messages}), byte)
+
+
+def test_labels_that_are_shifted_already_are_refused(byte, write):
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: label 0 is 6, but token 0 is 5: a label is -100 or its own"):
+        documents(write({"input_ids": [5, 6, 7], "labels": [6, 7, IGNORE]}), byte)

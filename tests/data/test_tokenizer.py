@@ -1,7 +1,9 @@
 import json
 
 import pytest
+from transformers import AutoTokenizer
 
+from nemo_cdt.checkpoint.huggingface import copy_tokenizer
 from nemo_cdt.data.tokenizer import load_tokenizer, token_texts
 
 TEXTS = [
@@ -86,3 +88,39 @@ def test_the_texts_of_tokens_joined_are_the_text(tokenizer, text):
 
 def test_a_token_of_no_text_writes_nothing(byte):
     assert token_texts(byte, [97, 300]) == ["a", ""]
+
+
+def as_transformers_5_writes_it(folder, **changes):
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_a_tokenizer_of_transformers_5_is_the_same(byte, tmp_path):
+    byte.save_pretrained(tmp_path)
+    expected = load_tokenizer(str(tmp_path))
+    extra = ["<|user|>", "<|assistant|>", "<|system|>"]
+    as_transformers_5_writes_it(tmp_path, tokenizer_class="TokenizersBackend", extra_special_tokens=extra)
+    as_transformers_5_writes_it(tmp_path, additional_special_tokens=None)
+
+    found = load_tokenizer(str(tmp_path))
+
+    assert found.get_vocab() == expected.get_vocab()
+    assert found.encode("A 🦊<|eos|>") == expected.encode("A 🦊<|eos|>")
+    assert set(found.all_special_tokens) == set(expected.all_special_tokens)
+    assert (found.bos_token, found.eos_token, found.pad_token) == ("<|bos|>", "<|eos|>", "<|pad|>")
+    assert found.chat_template == expected.chat_template
+
+
+def test_a_copy_of_a_tokenizer_speaks_as_transformers_4_does_and_has_every_template(byte, tmp_path):
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    byte.save_pretrained(source)
+    as_transformers_5_writes_it(source, tokenizer_class="TokenizersBackend", extra_special_tokens=["<|user|>"])
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates/tool_use.jinja").write_text("tools")
+
+    copy_tokenizer(source, copy)
+
+    assert all(path.is_file() for path in copy.iterdir())
+    found = AutoTokenizer.from_pretrained(copy)
+    assert found.chat_template == {"default": byte.chat_template, "tool_use": "tools"}
+    assert found.encode("<|user|>A") == byte.encode("<|user|>A")

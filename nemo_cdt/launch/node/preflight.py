@@ -23,7 +23,7 @@ from nemo_cdt.config.launcher import Launcher
 from nemo_cdt.config.resumption import earlier_attempt, require_same_run
 from nemo_cdt.doctor import training_blockers
 from nemo_cdt.nemo.versions import versions
-from nemo_cdt.validation import check_files, check_places, check_unused
+from nemo_cdt.validation import check_files, check_places, check_unused, require_same_data
 
 TIMEOUT = timedelta(minutes=5)
 FREE_GIB = 1
@@ -117,6 +117,7 @@ def _claim(config: Config) -> None:
     earlier = earlier_attempt(config)
     if earlier is not None:
         require_same_run(config, earlier)
+        require_same_data(config)
     check_places(config, earlier)
     check_unused(config)
     save(replace(config, resume=True), file)

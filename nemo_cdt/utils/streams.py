@@ -1,0 +1,29 @@
+"""Terminals as one finds them: output that nobody reads, and alphabets without our characters."""
+
+import os
+import sys
+from io import TextIOWrapper
+from pathlib import Path
+
+
+def sound_streams() -> None:
+    """Makes stdout and stderr such that a ``print`` can neither fail nor go into a file that is opened later.
+
+    Call it before anything is opened: a closed stdout leaves its number, 1, to the next file.
+    """
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            _open_nowhere(number)
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 for as long as the process lives
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _open_nowhere(number: int) -> None:
+    """For the processes that this one starts, which inherit the number."""
+    opened = os.open(os.devnull, os.O_WRONLY)
+    if opened != number:
+        os.dup2(opened, number)
+        os.close(opened)
+    os.set_inheritable(number, True)
