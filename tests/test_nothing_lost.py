@@ -15,7 +15,9 @@ import psutil
 import pytest
 
 from nemo_cdt.checkpoint.exported import MARK
+from nemo_cdt.config import Model
 from nemo_cdt.utils.lock import LOCK
+from tests.described import write_described
 from tests.ranks import started
 
 RECIPE = Path(__file__).parents[1] / "recipes/cdt_llama31.py"
@@ -126,6 +128,7 @@ def test_what_the_run_reads_is_not_written_into(run, tmp_path):
     assert run("output=made", "export.hf=mine/tokenizer")[0] == 0
     shutil.rmtree(tmp_path / "made")
     shutil.copytree(tmp_path / "mine/tokenizer", tmp_path / "model")
+    write_described(tmp_path / "model", Model())
     before = contents(tmp_path)
 
     code, said = run("output=mine", "model.tokenizer=mine/tokenizer", *BAD_ROW)

@@ -12,6 +12,7 @@ from nemo_cdt.prepare.write import prepare
 from nemo_cdt.prepared import fingerprint, read_summary
 from nemo_cdt.validation import check_files, validate
 from tests.data.conftest import bpe_folder  # noqa: F401
+from tests.described import write_described
 from tests.runs import settings_of
 
 
@@ -141,7 +142,7 @@ def test_a_file_that_is_gone_is_named(data):
 
 
 def test_the_tokenizer_of_init_hf_is_the_one_that_is_compared(data, other):
-    (other / "config.json").write_text('{"model_type": "llama"}')
+    write_described(other, Model())
     config = run(DataName.prepared, "jsonl", tokenizer=None)
     config.init = Init(hf=str(other))
 

@@ -60,7 +60,7 @@ def settled(found: Model | None, where: str, overrides: Sequence[str], choice: s
     elif choice != UNSET:
         yield [*overrides]
     elif where:
-        raise ValueError(f"{where} is not on this machine: set model=NAME to the model that it is")
+        raise ValueError(f"{where} is no folder: set one, or model=NAME if the machines of a job have it")
     else:
         print(f"warning: {RANDOM}", file=sys.stderr)
         yield [*without, "model=tiny"]
@@ -87,13 +87,11 @@ def of_init(composed: DictConfig) -> tuple[Model | None, str]:
         return None, ""
     where, folder = (f"init.hf={hf}", Path(hf)) if hf else (f"init.nemo={nemo}", Path(nemo))
     if not folder.is_dir():
-        if OmegaConf.select(composed, "launcher.name") in (None, "local"):
-            raise ValueError(f"{where} is no folder")
-        return None, where  # the job's machines have it, and look at it
+        return None, where  # the job's machines may have it; validation says so where they must not
     try:
         return (huggingface if hf else nemo_context).read_model(folder), where
     except ValueError as error:
-        raise ValueError(f"init.{'hf' if hf else 'nemo'}={error}") from error
+        raise ValueError(f"{where} is no {'Hugging Face model' if hf else 'NeMo checkpoint'}: {error}") from error
 
 
 def _require_same(choice: str, chosen: DictConfig, made: DictConfig, where: str) -> None:

@@ -163,7 +163,7 @@ def _check_hf_model(config: Config, folder: Path) -> None:
         if (folder / INDEX).exists():
             weight_files(folder)
     except ValueError as error:
-        raise ValueError(f"init.hf={folder}: {error}") from error
+        raise ValueError(f"init.hf={folder} is no Hugging Face model: {error}") from error
     require_fitting(config.model, found, f"init.hf={folder}")
     check_vocabulary(config, found.vocab_size or 0, f"init.hf={folder}")
 

@@ -171,8 +171,8 @@ REFUSED = {
     "init.hf=llama init.nemo=llama": "set one of them to null",
     "init.hf=/not/there": "init.hf=/not/there is no folder",
     "init.nemo=/not/there": "init.nemo=/not/there is no folder",
-    "init.hf=.": "init.hf=.: config.json",
-    "init.hf=bert": "init.hf=bert: bert is no Hugging Face model of llama, mistral, qwen2, qwen3",
+    "init.hf=.": "init.hf=. is no Hugging Face model",
+    "init.hf=bert": "init.hf=bert is no Hugging Face model: bert is no Hugging Face model of llama, mistral",
     "init.hf=qwen2": "model.family=llama, model.qkv_bias=false, but init.hf=qwen2 has model.family=qwen2",
     "init.hf=wide": "but init.hf=wide has model.hidden_size=4096 model.num_query_groups=4: leave them out",
     "init.hf=llama parallel.tensor=2 trainer.devices=2": (
