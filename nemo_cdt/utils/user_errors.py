@@ -10,6 +10,18 @@ from typing import NoReturn
 OURS = ("nemo_cdt", "benchmarks")
 
 
+class SeveralError(ValueError):
+    """Mistakes that were found together, a line each.
+
+    Attributes:
+        lines: what is wrong, and what to set instead.
+    """
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__("; ".join(lines))
+        self.lines = lines
+
+
 @contextmanager
 def reported(files: bool = True) -> Iterator[None]:
     """Exit with 2 on a ValueError that our code raised, and on an OSError where its ``files`` are the user's to mend.
@@ -26,11 +38,12 @@ def reported(files: bool = True) -> Iterator[None]:
         told = str(error) if is_ours(error) else _of_worker(error)
         if told is None:
             raise
-        fail(told)
+        fail(*(error.lines if isinstance(error, SeveralError) else [told]))
 
 
-def fail(message: str) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+def fail(*messages: str) -> NoReturn:
+    for message in messages:
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
 
 

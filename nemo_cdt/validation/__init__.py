@@ -3,11 +3,14 @@
 Each check raises ValueError with one line: the values that cannot be together, and what to set instead.
 """
 
+from functools import partial
+
 from nemo_cdt.config import Config
 from nemo_cdt.validation.jobs import check_launcher
 from nemo_cdt.validation.layout import check_vocabulary, validate_layout
 from nemo_cdt.validation.outputs import check_output, check_places
 from nemo_cdt.validation.places import check_unused, inputs
+from nemo_cdt.validation.rules import require_all
 from nemo_cdt.validation.same_data import record_data, require_same_data
 from nemo_cdt.validation.sources import check_files, require_sources
 from nemo_cdt.validation.values import validate_values
@@ -34,8 +37,10 @@ def validate(config: Config, site: str = "launcher") -> None:
     A dry run shows a job whose data and weights are not there too: launch/jobs.py says which. ``site`` is the file
     that has what is missing.
     """
-    check_launcher(config.launcher, config.name, config.output, site)
-    validate_values(config)
-    validate_layout(config)
-    if not config.launcher.dryrun:
-        require_sources(config)
+    sources = () if config.launcher.dryrun else (partial(require_sources, config),)
+    require_all(
+        partial(check_launcher, config.launcher, config.name, config.output, site),
+        partial(validate_values, config),
+        partial(validate_layout, config),
+        *sources,
+    )

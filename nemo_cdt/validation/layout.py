@@ -1,23 +1,19 @@
 """Whether model, rows and batch can be split among the ranks as a run says."""
 
 import math
+from functools import partial
 
 from nemo_cdt.config import Config, ContextComm, DataName, Model, Parallel
 from nemo_cdt.config.launcher import LauncherName
 from nemo_cdt.objectives import objectives_of
 from nemo_cdt.validation.memory import check_fp8, check_memory, check_profile
-from nemo_cdt.validation.rules import listed, nearest, require, yaml
+from nemo_cdt.validation.rules import listed, nearest, require, require_all, yaml
 
 
 def validate_layout(config: Config) -> None:
     """Raise ValueError where model and batch cannot be split as ``config`` says; part of :func:`validate`."""
-    _check_ranks(config)
-    _check_batch(config)
-    check_profile(config.trainer)
-    _check_lengths(config)
-    _check_packing(config)
-    check_memory(config)
-    check_fp8(config)
+    checks = (_check_ranks, _check_batch, _check_lengths, _check_packing, check_memory, check_fp8)
+    require_all(partial(check_profile, config.trainer), *(partial(check, config) for check in checks))
 
 
 def _check_ranks(config: Config) -> None:

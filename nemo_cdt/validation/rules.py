@@ -1,12 +1,38 @@
 """What every check needs: one line for a mistake, and a value to set instead."""
 
 import math
+from collections.abc import Callable
+
+from nemo_cdt.utils.user_errors import SeveralError
 
 
 def require(condition: bool, message: str) -> None:
     """Raise ValueError with ``message`` unless ``condition``."""
     if not condition:
         raise ValueError(message)
+
+
+def require_all(*checks: Callable[[], None]) -> None:
+    """Runs every check and raises what they found together, so that a user mends it in one go.
+
+    Raises:
+        ValueError: the one mistake, or a :class:`SeveralError` of all.
+    """
+    found: list[str] = []
+    for check in checks:
+        try:
+            check()
+        except SeveralError as error:
+            found += [line for line in error.lines if line not in found]
+        except ValueError as error:
+            found += [str(error)] if str(error) not in found else []
+        except (ArithmeticError, TypeError, AttributeError):
+            if not found:  # else it is of a value that was found wrong already
+                raise
+    if len(found) == 1:
+        raise ValueError(found[0])
+    if found:
+        raise SeveralError(found)
 
 
 def nearest(value: int, divisor: int, most: float = math.inf) -> int:

@@ -1,6 +1,8 @@
 """What a run begins from: data, weights, tokenizer."""
 
 import os
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from nemo_cdt.checkpoint.pretrained import INDEX, weight_files
@@ -9,9 +11,10 @@ from nemo_cdt.config.fitting import require_fitting
 from nemo_cdt.config.huggingface import read_model
 from nemo_cdt.objectives import objectives_of
 from nemo_cdt.prepared import TRAIN, VALIDATION, fingerprint, read_summary
+from nemo_cdt.utils.reading import read_lines
 from nemo_cdt.validation.layout import check_vocabulary
 from nemo_cdt.validation.outputs import check_output
-from nemo_cdt.validation.rules import nearest, require
+from nemo_cdt.validation.rules import nearest, require, require_all
 
 HOPS = {3, 4}
 
@@ -21,19 +24,14 @@ def require_sources(config: Config) -> None:
 
     The files of a run that a launcher starts elsewhere are checked there, by :func:`check_files`.
     """
-    _check_lora(config)
-    _check_data(config)
-    if not config.launcher.elsewhere:
-        check_files(config)
-        check_output(config)
+    here = () if config.launcher.elsewhere else (check_files, check_output)
+    require_all(*(partial(check, config) for check in (_check_lora, _check_data, *here)))
 
 
 def check_files(config: Config) -> None:
     """Raise ValueError for a file of ``data``, ``init`` or ``model`` that is not as it must be."""
-    _check_data_files(config)
-    _check_sources(config)
-    if config.data.name.is_prepared:
-        _check_prepared(config)
+    prepared = (_check_prepared,) if config.data.name.is_prepared else (_check_held_out,)
+    require_all(*(partial(check, config) for check in (_check_data_files, _check_sources, *prepared)))
 
 
 def _check_data(config: Config) -> None:
@@ -80,6 +78,20 @@ def _check_data_files(config: Config) -> None:
     for name, path in (("data.path", data.path), ("data.validation_path", data.validation_path)):
         if path is not None:
             _check_readable(name, Path(path), folder=data.name is DataName.multihop or data.name.is_prepared)
+
+
+def _check_held_out(config: Config) -> None:
+    """That a file of rows has more than are held out; it is read no further than that."""
+    data = config.data
+    held_out = data.validation_samples if config.trainer.val_interval else 0
+    if data.name is DataName.multihop or data.path is None or data.validation_path or not Path(data.path).is_file():
+        return
+    rows = sum(1 for _ in islice((1 for _, line in read_lines(Path(data.path)) if not line.isspace()), held_out + 1))
+    require(
+        rows > held_out or rows == 0,  # a file without rows is said by whoever reads it
+        f"data.validation_samples={held_out} leaves nothing of the {rows} rows of {data.path} to train on: set fewer, "
+        "trainer.val_interval=0, or data.validation_path",
+    )
 
 
 def _check_prepared(config: Config) -> None:

@@ -1,6 +1,7 @@
 """Values that no layout and no data could make right."""
 
 import math
+from functools import partial
 
 from nemo_cdt.config import (
     Config,
@@ -14,7 +15,7 @@ from nemo_cdt.config import (
     walk,
 )
 from nemo_cdt.objectives import Objective, Settings, baseline_of, loadable, objectives_of
-from nemo_cdt.validation.rules import listed, nearest, require, yaml
+from nemo_cdt.validation.rules import listed, nearest, require, require_all, yaml
 
 MAY_BE_ZERO = {
     "data.validation_samples",
@@ -55,14 +56,13 @@ OF_ROPE_TYPE = {  # of model.rope_scaling, what the other type has no use for
 
 def validate_values(config: Config) -> None:
     """Raise ValueError for values that no layout and no data could make right; part of :func:`validate`."""
-    _check_signs(config)
-    _check_model(config)
-    _check_objective(config)
-    _check_longppl(config)
-    _check_optim(config)
+    _check_signs(config)  # the others compute with what it lets pass
+    checks = (_check_model, _check_objective, _check_longppl, _check_optim)
+    require_all(*(partial(check, config) for check in checks))
 
 
 def _check_signs(config: Config) -> None:
+    wrong: list[str] = []
     zeros, negatives, values = set(MAY_BE_ZERO), set(MAY_BE_NEGATIVE), list(walk(config))
     beside = baseline_of(config)
     if beside is not None:
@@ -73,10 +73,9 @@ def _check_signs(config: Config) -> None:
     for name, value in values:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             zero = name in zeros
-            require(
-                math.isfinite(value) and (value > 0 or (zero and value == 0) or name in negatives),
-                f"{name}={value}: set it to {'0 or more' if zero else 'a number above 0'}",
-            )
+            if not (math.isfinite(value) and (value > 0 or (zero and value == 0) or name in negatives)):
+                wrong.append(f"{name}={value}: set it to {'0 or more' if zero else 'a number above 0'}")
+    require_all(*(partial(require, False, line) for line in wrong))
 
 
 def _check_model(config: Config) -> None:

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from nemo_cdt.checkpoint.exported import replacing
 from nemo_cdt.config import Config, Model, save, typed
+from nemo_cdt.utils.user_errors import SeveralError, reported
 from nemo_cdt.validation import check_unused, validate
 from tests.described import write_described
 
@@ -289,3 +290,36 @@ def test_an_old_run_that_reads_from_its_own_folder_can_be_resumed(tmp_path):
 @pytest.mark.parametrize("folder", ["run/hf", "run/models/hf", "hf", "run-hf"])
 def test_an_export_beside_the_runs_own_folders_is_accepted(tmp_path, folder):
     validate(run("output=run", f"export.hf={folder}"))
+
+
+def test_mistakes_that_have_nothing_to_do_with_each_other_are_told_together(capsys):
+    given = ["optim.warmup_steps=100", "model.num_attention_heads=3", "init.hf=no"]
+    given += ["data.name=jsonl", "data.path=nowhere"]
+    with pytest.raises(ValueError, match=re.escape("optim.warmup_steps=100")) as raised:
+        validate(run(*given))
+
+    assert isinstance(raised.value, SeveralError)
+    assert [line.partition("=")[0] for line in raised.value.lines] == [
+        *("model.hidden_size", "optim.warmup_steps", "data.path", "init.hf"),
+    ]
+    with pytest.raises(SystemExit), reported():
+        validate(run(*given))
+    assert [line.partition(": ")[0] for line in capsys.readouterr().err.splitlines()] == ["error"] * 4
+
+
+def test_numbers_that_are_none_are_told_together_and_before_what_is_computed_with_them():
+    with pytest.raises(SeveralError) as raised:
+        validate(run("trainer.devices=0", "trainer.global_batch_size=-1", "optim.lr=0"))
+
+    assert [line.partition(":")[0] for line in raised.value.lines][:3] == [
+        *("trainer.global_batch_size=-1", "trainer.devices=0", "optim.lr=0.0"),
+    ]
+
+
+def test_rows_that_are_all_held_out_are_said_before_anything_heavy_is_imported(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n\n' * 4)
+    rows = ("data.name=jsonl", "data.path=rows.jsonl", "trainer.val_interval=1", "trainer.global_batch_size=4")
+    with pytest.raises(ValueError, match=r"data\.validation_samples=4 leaves nothing of the 4 rows of rows\.jsonl to"):
+        validate(run(*rows, "data.validation_samples=4"))
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n' * 5)
+    validate(run(*rows, "data.validation_samples=4"))
