@@ -12,11 +12,13 @@ from omegaconf import OmegaConf
 
 from nemo_cdt.cli import main
 from nemo_cdt.config import Config, typed, walk
+from nemo_cdt.config.compose import compose
 from nemo_cdt.config.launcher import Launcher
 from nemo_cdt.data.tokenizer import load_tokenizer
 from nemo_cdt.objectives import names, objective_class
 from nemo_cdt.prepare.request import read
 from nemo_cdt.validation import validate
+from tests.described import write_described
 from tests.runs import write_stub_of_prepared
 
 ROOT = Path(__file__).parents[1]
@@ -35,9 +37,13 @@ def first_words(section: str) -> list[str]:
 def test_a_run_composes_and_is_valid(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text("{}")
-    for name in ("Llama-3.1-8B", "Llama-3.1-8B-Instruct", "Llama-3.2-1B-Instruct"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text('{"model_type": "llama"}')
+    models = {
+        "Llama-3.1-8B": "llama31_8b",
+        "Llama-3.1-8B-Instruct": "llama31_8b",
+        "Llama-3.2-1B-Instruct": "llama32_1b",
+    }
+    for name, option in models.items():
+        write_described(tmp_path / name, compose([f"model={option}"]).model)
         load_tokenizer("byte").save_pretrained(tmp_path / name)
     for data, tokenizer in {"mine": "byte", "alignment": str(tmp_path / name), "short": str(tmp_path / name)}.items():
         write_stub_of_prepared(tmp_path / "data" / data, tokens=900, tokenizer=tokenizer)
@@ -105,7 +111,7 @@ def test_the_map_names_every_room_and_nothing_else():
 
 def test_every_file_and_test_that_is_named_exists():
     files = re.findall(r"`((?:nemo_cdt|tests|benchmarks|conf|recipes)/[\w./-]*)", README)
-    source = "".join(path.read_text() for path in ROOT.glob("tests/test_*.py"))
+    source = "".join(path.read_text() for path in ROOT.glob("tests/**/test_*.py"))
 
     assert [file for file in files if not (ROOT / file.removesuffix("::")).exists()] == []
     assert [test for test in re.findall(r"::(test_\w+)", README) if f"def {test}(" not in source] == []

@@ -182,6 +182,7 @@ CONTENTS = {
     "baseline": "the run that this one is compared to",
     "config.yaml": "the whole configuration",
     "versions.json": "with what it was made",
+    "data.json": "the sums of the data it trained on",
     "job.json": "for nemo-cdt status, logs and cancel",
     "tokenizer": "for the checkpoints",
 }
