@@ -49,13 +49,14 @@ def main(arguments: Sequence[str], program: str) -> None:
     parser = get_args_parser()
     parser.prog = program
     args = parser.parse_args(arguments)
-    args.overrides = words_of(args.overrides)
+    whole = args.config_path is not None or args.config_name is not None
+    args.overrides = words_of(args.overrides, whole=whole)
     if args.config_path is not None and "://" not in args.config_path:
         args.config_path = os.path.abspath(args.config_path)  # Hydra's would begin in the folder of this file
     try:
         with (
             reported(files=False),
-            shown(args.overrides) if args.cfg else nullcontext(args.overrides) as args.overrides,
+            shown(args.overrides) if args.cfg and not whole else nullcontext(args.overrides) as args.overrides,
         ):
             _run_hydra(args, parser, lambda composed: _train(composed, args.overrides), str(conf_dir()), "config")
     except (HydraException, OmegaConfBaseException) as error:

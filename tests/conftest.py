@@ -3,6 +3,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.ranks import start_server
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--refresh-golden", action="store_true", help="write what is rendered now into tests/**/golden")
@@ -17,6 +19,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
         if module.startswith("tests.launch.slurm.test_cluster"):
             item.add_marker(pytest.mark.slurm)
+    if any("on_ranks" in vars(item.module) for item in items):  # type: ignore[attr-defined]
+        start_server()
 
 
 SLOW = (

@@ -13,6 +13,7 @@ import traceback
 import types
 from collections.abc import Callable
 from contextlib import suppress
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.preload"])
+
+
+def start_server() -> None:
+    """Before any test: `nemo-cdt prepare` in its process would set another preload, and each rank import NeMo anew."""
+    forkserver.ensure_running()
 
 
 def on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, timeout: float = 600) -> list[Any]:

@@ -62,12 +62,15 @@ def compose(overrides: Sequence[str], schema: type[S] = Config) -> S:  # type: i
         register()
 
 
-def words_of(overrides: Sequence[str]) -> list[str]:
-    """What Hydra gets of a command line: keys by their names of now; the demo, where it names no model and no data."""
+def words_of(overrides: Sequence[str], *, whole: bool = False) -> list[str]:
+    """What Hydra gets of a command line: keys by their names of now; the demo, where it names no model and no data.
+
+    ``whole``: the primary configuration is the user's own, which has no demo.
+    """
     own = r"[+~]{0,2}(experiment|model|data|init|init\.\w+|data\.(path|validation_path))(=|@|$)"
     overrides = at_home(overrides)
     overrides = ["lora=none" if override == "lora=null" else override for override in overrides]
-    demo = [] if any(re.match(own, override) for override in overrides) else ["experiment=demo"]
+    demo = [] if whole or any(re.match(own, override) for override in overrides) else ["experiment=demo"]
     return [*demo, *overrides_with_new_names([word for word in overrides if word != "experiment=null"])]
 
 

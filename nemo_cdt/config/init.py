@@ -42,11 +42,13 @@ def with_model_of_init(
         ValueError: where ``init`` is no model, and where an option of the group ``model`` that was chosen is another
             model than ``init``'s.
     """
+    if choice is None:  # a file of the user's, or a run's own: it is whole as it is
+        return composed
     found, where = of_init(composed)
     with settled(found, where, overrides, choice) as words:
         made = composed if words == list(overrides) else again(words)
-    if found is not None and choice not in (UNSET, None):
-        _require_same(str(choice), composed, made, where)
+    if found is not None and choice != UNSET:
+        _require_same(choice, composed, made, where)
     return made
 
 
@@ -60,7 +62,7 @@ def settled(found: Model | None, where: str, overrides: Sequence[str], choice: s
     elif choice != UNSET:
         yield [*overrides]
     elif where:
-        raise ValueError(f"{where} is no folder: set one, or model=NAME if the machines of a job have it")
+        raise ValueError(f"{where} is no folder with a model: set one, or model=NAME if the machines of a job have it")
     else:
         print(f"warning: {RANDOM}", file=sys.stderr)
         yield [*without, "model=tiny"]
@@ -86,7 +88,7 @@ def of_init(composed: DictConfig) -> tuple[Model | None, str]:
     if not (hf or nemo):
         return None, ""
     where, folder = (f"init.hf={hf}", Path(hf)) if hf else (f"init.nemo={nemo}", Path(nemo))
-    if not folder.is_dir():
+    if not folder.is_dir() or not any(folder.iterdir()):
         return None, where  # the job's machines may have it; validation says so where they must not
     try:
         return (huggingface if hf else nemo_context).read_model(folder), where

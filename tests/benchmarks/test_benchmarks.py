@@ -143,7 +143,7 @@ def test_the_hosts_waits_are_counted_by_line(monkeypatch):
             warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
 
     assert list(found.values()) == [3]
-    assert next(iter(found)).startswith("tests/test_benchmarks.py:")
+    assert next(iter(found)).startswith("benchmarks/test_benchmarks.py:")
 
 
 # --- each one, run
