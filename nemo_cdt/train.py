@@ -50,7 +50,8 @@ def main(arguments: Sequence[str], program: str) -> None:
     parser.prog = program
     args = parser.parse_args(arguments)
     whole = args.config_path is not None or args.config_name is not None
-    args.overrides = words_of(args.overrides, whole=whole)
+    with reported(files=False):
+        args.overrides = words_of(args.overrides, whole=whole)
     if args.config_path is not None and "://" not in args.config_path:
         args.config_path = os.path.abspath(args.config_path)  # Hydra's would begin in the folder of this file
     try:

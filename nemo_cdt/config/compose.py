@@ -29,6 +29,11 @@ def conf_dir() -> Path:
     return packaged if packaged.is_dir() else PACKAGE.parent / "conf"
 
 
+def groups() -> list[str]:
+    """The names that stand before ``=OPTION``."""
+    return sorted(folder.name for folder in conf_dir().iterdir() if folder.is_dir())
+
+
 def options(group: str) -> list[str]:
     """The names that ``group=`` takes."""
     return sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
@@ -65,13 +70,16 @@ def compose(overrides: Sequence[str], schema: type[S] = Config) -> S:  # type: i
 def words_of(overrides: Sequence[str], *, whole: bool = False) -> list[str]:
     """What Hydra gets of a command line: keys by their names of now; the demo, where it names no model and no data.
 
-    ``whole``: the primary configuration is the user's own, which has no demo.
+    ``whole``: the primary configuration is the user's own, which has no demo. Raises ValueError for ``GROUP=null``,
+    of which Hydra makes a traceback.
     """
     own = r"[+~]{0,2}(experiment|model|data|init|init\.\w+|data\.(path|validation_path))(=|@|$)"
     overrides = at_home(overrides)
-    overrides = ["lora=none" if override == "lora=null" else override for override in overrides]
+    for group in groups():
+        if f"{group}=null" in overrides:
+            raise ValueError(f"{group}=null is no option: choose {group}={'|'.join(options(group))}, or leave it out")
     demo = [] if whole or any(re.match(own, override) for override in overrides) else ["experiment=demo"]
-    return [*demo, *overrides_with_new_names([word for word in overrides if word != "experiment=null"])]
+    return [*demo, *overrides_with_new_names(overrides)]
 
 
 def at_home(overrides: Sequence[str]) -> list[str]:

@@ -100,6 +100,8 @@ def test_llama31_8b_is_what_its_name_says():
             "launcher.env={A:b}",
             "unknown key launcher.env.A: the keys of launcher.env are yours, add one as +launcher.env.A=VALUE",
         ),
+        ("lora=null", "lora=null is no option: choose lora=default|none, or leave it out"),
+        ("experiment=null", "experiment=null is no option: choose experiment=alignment_"),
         ("modle=tiny", "unknown key modle: did you mean model?"),
         (
             "+parallel.zzz=1",

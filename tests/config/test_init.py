@@ -121,7 +121,7 @@ def test_numbers_that_were_in_fp32_are_the_same_numbers():
         trained("llama3", "model=llama3_8b")
 
 
-@pytest.mark.parametrize("given", [["data=jsonl"], ["data.path=rows.jsonl"], ["init.hf=null"], ["experiment=null"]])
+@pytest.mark.parametrize("given", [["data=jsonl"], ["data.path=rows.jsonl"], ["init.hf=null"]])
 def test_the_bare_command_is_the_demo_and_nothing_else_is(given, capsys):
     assert compose(["objective.beta=3", "optim=constant"]).name == "demo"
     assert capsys.readouterr().err == ""
@@ -137,7 +137,6 @@ def test_the_bare_command_is_the_demo_and_nothing_else_is(given, capsys):
 def test_values_of_the_demo_are_in_no_other_runs_way():
     validate(compose(["model=tiny", "optim=constant", "optim.lr=1e-5", "trainer.max_steps=2"]))
     validate(compose(["optim=constant", "optim.lr=1e-5"]))
-    assert compose(["lora=null"]).lora == compose(["lora=none"]).lora
 
 
 @pytest.mark.parametrize("value", ["~/mine", "'~/mine'", '"~/mine"'])
