@@ -25,8 +25,20 @@ _context.set_forkserver_preload(["tests.preload"])
 
 
 def start_server() -> None:
-    """Before any test: `nemo-cdt prepare` in its process would set another preload, and each rank import NeMo anew."""
-    forkserver.ensure_running()
+    """Before any test: `nemo-cdt prepare` in its process would set another preload, and each rank import NeMo anew.
+
+    What the ranks print is nobody's: what they return or raise is.
+    """
+    kept = [os.dup(number) for number in (1, 2)]
+    with Path(os.devnull).open("w") as nowhere:
+        for number in (1, 2):
+            os.dup2(nowhere.fileno(), number)
+    try:
+        forkserver.ensure_running()
+    finally:
+        for number, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
 
 
 def on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, timeout: float = 600) -> list[Any]:

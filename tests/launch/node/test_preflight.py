@@ -103,7 +103,8 @@ def test_an_attempt_of_the_same_run_goes_on(tmp_path):
     ],
 )
 def test_what_the_submitting_machine_could_not_see_is_refused_on_the_nodes(tmp_path, changes, expected):
-    (tmp_path / "mine").mkdir()
+    for folder in ("mine", "run"):  # `run/../mine` is looked at by both ranks, of which one may make `run` meanwhile
+        (tmp_path / folder).mkdir()
     (tmp_path / "mine/notes.txt").touch()
     config = run(tmp_path / "run", **{key: value for key, value in changes.items() if key != "output"})
     config.output = changes.get("output", config.output).format(run=tmp_path / "run")
