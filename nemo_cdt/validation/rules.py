@@ -29,10 +29,15 @@ def require_all(*checks: Callable[[], None]) -> None:
         except (ArithmeticError, TypeError, AttributeError):
             if not found:  # else it is of a value that was found wrong already
                 raise
-    if len(found) == 1:
-        raise ValueError(found[0])
-    if found:
-        raise SeveralError(found)
+    refuse(found)
+
+
+def refuse(lines: list[str]) -> None:
+    """Raise ValueError of what is wrong, if anything is: the one line, or a :class:`SeveralError` of all."""
+    if len(lines) == 1:
+        raise ValueError(lines[0])
+    if lines:
+        raise SeveralError(lines)
 
 
 def nearest(value: int, divisor: int, most: float = math.inf) -> int:

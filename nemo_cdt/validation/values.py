@@ -15,7 +15,7 @@ from nemo_cdt.config import (
     walk,
 )
 from nemo_cdt.objectives import Objective, Settings, baseline_of, loadable, objectives_of
-from nemo_cdt.validation.rules import listed, nearest, require, require_all, yaml
+from nemo_cdt.validation.rules import listed, nearest, refuse, require, require_all, yaml
 
 MAY_BE_ZERO = {
     "data.validation_samples",
@@ -75,7 +75,7 @@ def _check_signs(config: Config) -> None:
             zero = name in zeros
             if not (math.isfinite(value) and (value > 0 or (zero and value == 0) or name in negatives)):
                 wrong.append(f"{name}={value}: set it to {'0 or more' if zero else 'a number above 0'}")
-    require_all(*(partial(require, False, line) for line in wrong))
+    refuse(wrong)
 
 
 def _check_model(config: Config) -> None:
