@@ -161,7 +161,35 @@ class Model:
 
 
 @dataclass(kw_only=True, slots=True)
-class Data:
+class Questions:
+    """What ``multihop`` generates; training, ``analyze`` and ``inspect`` share these keys."""
+
+    hops: list[int] = field(default_factory=lambda: [3, 4])  # multihop: some of 1 to 4, facts that an answer needs
+    needles: float = 0.0  # multihop: the share of samples that ask for one fact instead, as RULER's needles do
+    begun: bool = False  # multihop: begin the answer's sentence, as a model needs that was not trained on bare answers
+    chat: bool = False  # multihop: as a chat, by the tokenizer's template
+    emojis: int = 3  # multihop: low-frequency tokens in each sample
+
+    def questions(self) -> dict[str, Any]:
+        """As :class:`nemo_cdt.data.multihop.MultihopDocuments` takes them."""
+        return {key.name: getattr(self, key.name) for key in fields(Questions)}
+
+    def mistakes(self, *, asked: bool, prefix: str = "data.") -> Iterator[str]:
+        """What is wrong with them, a line each. ``asked``: whether the data is ``multihop``, which they are for."""
+        default = Questions().questions()
+        idle = [prefix + key for key, value in self.questions().items() if value != default[key]]
+        if idle and not asked:
+            yield f"{', '.join(idle)}: only data=multihop generates questions; leave out what other data does not use"
+        if not self.hops or set(self.hops) - {1, 2, 3, 4}:
+            yield f"{prefix}hops={self.hops}: set it to some of 1 to 4, such as [3,4]"
+        if not 0 <= self.needles <= 1:
+            yield f"{prefix}needles={self.needles}: it is a share, so set it to 0 to 1"
+        if self.emojis < 0:
+            yield f"{prefix}emojis={self.emojis}: set it to 0 or more"
+
+
+@dataclass(kw_only=True, slots=True)
+class Data(Questions):
     name: DataName = DataName.multihop
     # jsonl, preferences: the rows. prepared, pretrain: a folder of `nemo-cdt prepare`. multihop: haystack text, a file
     # or a folder of text files
@@ -174,8 +202,6 @@ class Data:
     document_length: Optional[int] = None  # positions fed of one document at most; None: seq_length. Shorter to pack
     pack: bool = False  # fill each row with whole documents; attention, positions and thresholds stay within each
     truncate: bool = False  # jsonl: cut what is longer than seq_length + 1 instead of refusing it
-    hops: list[int] = field(default_factory=lambda: [3, 4])  # multihop: which of 3 and 4 to draw from
-    emojis: int = 3  # multihop: low-frequency tokens in each sample
 
 
 @dataclass(kw_only=True, slots=True)

@@ -14,9 +14,7 @@ from nemo_cdt.prepared import TRAIN, VALIDATION, fingerprint, read_summary
 from nemo_cdt.utils.reading import read_lines
 from nemo_cdt.validation.layout import check_vocabulary
 from nemo_cdt.validation.outputs import check_output
-from nemo_cdt.validation.rules import nearest, require, require_all
-
-HOPS = {3, 4}
+from nemo_cdt.validation.rules import nearest, refuse, require, require_all
 
 
 def require_sources(config: Config) -> None:
@@ -36,8 +34,7 @@ def check_files(config: Config) -> None:
 
 def _check_data(config: Config) -> None:
     data, interval = config.data, config.trainer.val_interval
-    if data.name is DataName.multihop:
-        require(bool(data.hops) and set(data.hops) <= HOPS, f"data.hops={data.hops}: set it to [3], [4] or [3,4]")
+    refuse([*data.mistakes(asked=data.name is DataName.multihop)])
     if data.name is not DataName.multihop:
         require(
             data.path is not None,

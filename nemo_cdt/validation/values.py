@@ -21,6 +21,7 @@ MAY_BE_ZERO = {
     "data.validation_samples",
     "data.num_workers",
     "data.emojis",
+    "data.needles",
     "longppl.alpha",
     "model.attention_dropout",
     "model.hidden_dropout",
