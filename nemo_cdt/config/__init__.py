@@ -28,6 +28,7 @@ from nemo_cdt.config.schema import (
     RopeScaling,
     RopeType,
     Schedule,
+    Study,
     Trainer,
     walk,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "RopeScaling",
     "RopeType",
     "Schedule",
+    "Study",
     "Trainer",
     "load",
     "save",

@@ -303,9 +303,16 @@ class Export:
 
 
 @dataclass(kw_only=True, slots=True)
+class Study:
+    """What the report tells of ``init.hf`` and of what became of it, on the validation's questions of ``multihop``."""
+
+    samples: int = 0  # questions on which attention, gradient and IG are compared before training; 0: no study
+
+
+@dataclass(kw_only=True, slots=True)
 class Config:
-    name: str = "demo"
-    output: str = "runs/demo"
+    name: str = "run"
+    output: str = "runs/run"
     resume: bool = False
     # also train this objective, same seed and data, in OUTPUT/baseline: its name, or {name: ..., KEY: ...}
     compare_to: Any = None
@@ -322,6 +329,7 @@ class Config:
     longppl: LongPPL = field(default_factory=LongPPL)
     init: Init = field(default_factory=Init)
     export: Export = field(default_factory=Export)
+    study: Study = field(default_factory=Study)
 
     def __post_init__(self) -> None:
         if self.objective is None:
