@@ -17,7 +17,7 @@ from nemo_cdt.report.study import read_study
 from tests.llama import random_hugging_face
 
 VOCABULARY = 262  # of bytes
-QUESTIONS = ["data.needles=1", "data.begun=true", "data.seq_length=512"]
+QUESTIONS = ["data.needles=1", "data.begun=true", "data.seq_length=768"]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_answers_are_asked_of_the_questions_of_the_validation(run, folders):
 def test_what_is_right_is_what_transformers_writes(folders):
     """A model is taught one answer by heart; it is right there, and elsewhere as greedy decoding is."""
     tokenizer = load_tokenizer("byte")
-    asked = Samples(samples=3, seq_length=512, needles=1.0, begun=True)
+    asked = Samples(samples=3, seq_length=768, needles=1.0, begun=True)
     model = AutoModelForCausalLM.from_pretrained(folders / "before")
     samples = load_samples(asked, tokenizer, model.config.vocab_size, 42)
     ids, labels = torch.tensor(samples[0].input_ids)[None], torch.full((1, len(samples[0])), -100)
