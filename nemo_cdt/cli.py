@@ -140,9 +140,10 @@ def _doctor(_: argparse.Namespace) -> int:
 
 def _convert(parsed: argparse.Namespace) -> int:
     from nemo_cdt.nemo import console
-    from nemo_cdt.nemo.convert import convert
 
     console.set_up()
+    from nemo_cdt.nemo.convert import convert  # imports torch, which warns
+
     convert(parsed.source, parsed.destination, sums=not parsed.no_verify)
     return 0
 
