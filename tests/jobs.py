@@ -1,5 +1,6 @@
 """What test processes run: a whole training run, with what the tests want to see of it. Returns numpy only."""
 
+import contextlib
 import functools
 import gc
 import importlib
@@ -79,6 +80,13 @@ def evaluate(config: Config, documents: list[Any]) -> dict[str, float]:
         found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
         assemble.tear_down()
         return found
+
+
+def said_by_evaluation(config: Config, documents: list[Any]) -> str:
+    """What :func:`evaluate` prints on stderr."""
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        evaluate(config, documents)
+    return said.getvalue()
 
 
 def build_each(files: list[Path]) -> dict[str, tuple]:

@@ -228,3 +228,10 @@ def answers_summed() -> None:
     LogoSchedule._loss = lambda schedule, loss, batch: right(
         schedule, loss, type(batch)(batch | {"label_share": batch["loss_mask"]}, row_length=0, longest=0)
     )
+
+
+def disk_is_full() -> None:
+    import shutil
+
+    right = shutil.disk_usage
+    shutil.disk_usage = lambda path: right(path)._replace(free=1 << 20)

@@ -33,7 +33,9 @@ class Optimizer(StrEnum):
 @dataclass(kw_only=True, slots=True)
 class Samples(Questions):
     name: Source = Source.multihop  # generated, or read from data.path; data=NAME is short for it
-    path: Optional[str] = None  # jsonl: the samples. multihop: haystack text, a file or a folder of text files
+    path: Optional[str] = (
+        None  # jsonl: the samples, rows as above. multihop: haystack text, a file or a folder of text files
+    )
     samples: int = 16  # how many at most
     seq_length: int = 1024  # multihop: tokens of a sample
 

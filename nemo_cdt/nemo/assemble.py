@@ -53,6 +53,7 @@ from nemo_cdt.nemo.model import CDTModel, nemo_config, padded
 from nemo_cdt.nemo.pretraining import BookDataModule
 from nemo_cdt.nemo.profile import Profile
 from nemo_cdt.nemo.progress import Progress
+from nemo_cdt.nemo.rehearsal import rehearse
 from nemo_cdt.nemo.sample import SampleWriter
 from nemo_cdt.nemo.saving import Checkpoints, TrainingLoop
 from nemo_cdt.nemo.strategy import SynchronizedPrecision, SynchronizedStrategy
@@ -60,6 +61,7 @@ from nemo_cdt.nemo.versions import write_versions
 from nemo_cdt.objectives import objective_of
 from nemo_cdt.objectives.cdt.settings import DetectionRecompute, detection_settings
 from nemo_cdt.utils.atomic_write import new_folder
+from nemo_cdt.utils.reading import blamed_on
 from nemo_cdt.validation import record_data
 
 log = python_logging.getLogger(__name__)
@@ -143,7 +145,8 @@ def build(
                 given = Path(config.init.hf or "", "generation_config.json")
                 if config.init.hf and given.is_file():  # travels with the tokenizer, to checkpoints and exports
                     shutil.copyfile(given, folder / given.name)
-    nemo_tokenizer = AutoTokenizer(str(output / "tokenizer"), use_fast=True)
+    with blamed_on(output / "tokenizer", "it is no whole tokenizer: remove it, and the run writes it again", True):
+        nemo_tokenizer = AutoTokenizer(str(output / "tokenizer"), use_fast=True)
     data = data_module(config, nemo_tokenizer, model_config.vocab_size)
     data.held_out.key = judged(config, tokenizer, data.held_out.documents, on_gpu)
     lora = adapters(config.lora)
@@ -153,6 +156,8 @@ def build(
         tokenizer=nemo_tokenizer,
         model_transform=lora,
     )
+    if is_first_rank():
+        rehearse(config, model)
     trainer = _trainer(config, on_gpu, SampleWriter(output / "sample.json", tokenizer), lora)
     logged = _logger(config, output, step_of(resume_from) if resume_from else 0).setup(trainer, resume_if_exists=True)
     logged.files_to_move = []  # NeMo would move the files of OUTPUT, config.yaml and metrics.jsonl too, into run_0

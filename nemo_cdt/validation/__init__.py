@@ -6,7 +6,7 @@ Each check raises ValueError with one line: the values that cannot be together, 
 from functools import partial
 
 from nemo_cdt.config import Config
-from nemo_cdt.validation.jobs import check_launcher
+from nemo_cdt.validation.jobs import check_launcher, missing_keys
 from nemo_cdt.validation.layout import check_vocabulary, validate_layout
 from nemo_cdt.validation.outputs import check_output, check_places
 from nemo_cdt.validation.places import check_unused, inputs
@@ -22,6 +22,7 @@ __all__ = [
     "check_unused",
     "check_vocabulary",
     "inputs",
+    "missing_keys",
     "record_data",
     "require_same_data",
     "require_sources",
