@@ -33,8 +33,9 @@ class CDT(Objective):
         Metric(
             name="detection_loss",
             title="training loss before denoising",
-            explanation="the loss before denoising, on the same batch; this one compares with plain training's loss",
+            explanation="loss, but before denoising, on the same batch; this one compares with plain training's loss",
             best="lowest",
+            on_bar=True,
         ),
         Metric(
             name="noise_fraction",
@@ -112,7 +113,7 @@ class CDT(Objective):
     def metrics(self) -> dict[str, float]:
         sums, detection_time = self.detector.sums.take()
         found = {
-            "detection_loss": _ratio(sums["detection_loss"], sums["documents"]),
+            "detection_loss": _ratio(sums["detection_loss"], sums["labels"]),
             "noise_fraction": _ratio(sums["noise"], sums["tokens"]),
             "threshold": _ratio(sums["threshold"], sums["segments"]),
             "delta_to_embedding": _ratio(sums["relative_shift"], sums["noise"]),
