@@ -75,12 +75,15 @@ class CDT(Objective):
 
     def describe(self) -> list[str]:
         how = self.settings
-        scale = {
-            "gradient": f"shift = gradient · lr · beta, beta {how.beta:g}, lr {how.shift_lr}",
-            "relative": f"relative shift rho {how.rho:g}",
-            "epsilon": f"shift epsilon {how.epsilon:g}",
+        lr = "the step's learning rate" if how.shift_lr == "scheduled" else f"{how.shift_lr:g}"
+        size = {
+            "gradient": f"beta {how.beta:g} times {lr}, times the gradient",
+            "relative": f"rho {how.rho:g} of its length",
+            "epsilon": f"epsilon {how.epsilon:g} at most",
         }[how.normalization]
-        return [f"{scale}; threshold per {how.threshold_scope}"]
+        return [
+            f"strength: an embedding of noise moves down its gradient by {size}; threshold per {how.threshold_scope}"
+        ]
 
     def check(self, config: Config) -> None:
         lr = self.settings.shift_lr
