@@ -41,8 +41,8 @@ def launch_local(config: Config) -> None:
     Raises:
         ValueError: where another run is in OUTPUT, or has been there since the configuration was validated.
     """
-    for blocker in (*training_blockers(), *missing_packages(config)):
-        fail(blocker)
+    if blockers := [*training_blockers(), *missing_packages(config)]:
+        fail(*blockers)
     with _told_by_sigterm(), held(Path(config.output)):
         check_output(config)
         check_unused(config)

@@ -33,6 +33,7 @@ class CDT(Objective):
         Metric(
             name="detection_loss",
             title="training loss before denoising",
+            unit="nats",
             explanation="loss, but before denoising, on the same batch; this one compares with plain training's loss",
             best="lowest",
             on_bar=True,
@@ -40,6 +41,7 @@ class CDT(Objective):
         Metric(
             name="noise_fraction",
             title="noise fraction",
+            unit="fraction",
             explanation="the share of tokens whose embedding gradient is shorter than the threshold",
             on_bar=True,
         ),
@@ -51,11 +53,13 @@ class CDT(Objective):
         Metric(
             name="delta_to_embedding",
             title="shift, ‖δ‖ / ‖E‖",
+            unit="fraction",
             explanation="how long the shift of a noise token is beside its embedding, before rounding; mean over them",
         ),
         Metric(
             name="changed_fraction",
             title="embedding elements changed, fraction",
+            unit="fraction",
             explanation="the share of embedding elements that the shift changes at the model's precision",
         ),
     )
