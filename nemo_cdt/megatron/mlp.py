@@ -59,17 +59,17 @@ class Chunked(torch.autograd.Function):
             for chunk, grad in zip(hidden_SBH.chunk(ctx.chunks), grad_SBH.chunk(ctx.chunks), strict=True):
                 leaf = chunk.detach().requires_grad_(wanted)
                 inputs = (*ctx.trained, leaf) if wanted else ctx.trained
-                found = torch.autograd.grad(ctx.mlp(leaf)[0], inputs, grad)
+                found = torch.autograd.grad(ctx.mlp(leaf)[0], inputs, grad, allow_unused=True)
                 parts += found[len(totals) :]
                 totals = [_added(*each) for each in zip(totals, found, ctx.trained, strict=False)]
         return None, None, torch.cat(parts) if wanted else None, *totals
 
 
-def _added(total: Tensor | None, grad: Tensor, parameter: nn.Parameter) -> Tensor:
+def _added(total: Tensor | None, grad: Tensor | None, parameter: nn.Parameter) -> Tensor | None:
     """Summed in fp32: one product over all chunks would be rounded once.
 
     Where a fused kernel has added the gradient to ``main_grad`` already, what it returned is but a placeholder.
     """
-    if getattr(parameter, "grad_added_to_main_grad", False):
+    if grad is None or getattr(parameter, "grad_added_to_main_grad", False):
         return grad
     return grad.to(torch.float32, copy=True) if total is None else total.add_(grad)

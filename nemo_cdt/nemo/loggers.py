@@ -1,8 +1,10 @@
 """The loggers of a run, Lightning's own: what ``metrics.jsonl`` has goes to each, by the same names and steps."""
 
+import logging
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from nemo_cdt.config import Config, walk
 from nemo_cdt.nemo.console import is_first_rank
 from nemo_cdt.nemo.metrics import named
 from nemo_cdt.tracking import keep_id, known_ids, mlflow_uri, wandb_arguments
+
+logger = logging.getLogger("nemo_cdt")
 
 
 class _TensorBoard(TensorBoardLogger):
@@ -37,9 +41,26 @@ class _Wandb(WandbLogger):
 
 
 class _MLflow(MLFlowLogger):
+    """Its server may go away while a run trains, which does not end for that: ``metrics.jsonl`` has its figures."""
+
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        super().log_metrics(*named(metrics, step))
+        figures, done = named(metrics, step)
+        with _without_its_server(f"the figures of step {done}"):
+            super().log_metrics(figures, done)
+
+    @rank_zero_only
+    def finalize(self, status: str = "success") -> None:
+        with _without_its_server("the end of the run"):
+            super().finalize(status)
+
+
+@contextmanager
+def _without_its_server(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # after the retries of MLflow's own
+        logger.warning("mlflow did not take %s: %s", what, (str(error).splitlines() or [type(error).__name__])[0])
 
 
 def loggers(config: Config, done: int) -> list[Logger]:
@@ -76,18 +97,18 @@ OFFLINE = {
 def _tensorboard(config: Config, done: int) -> Logger:
     """TensorBoard shows no event of an earlier attempt from ``purge_step`` on."""
     folder = str(Path(config.output, "tensorboard"))
-    logger = _TensorBoard(folder, name="", version="", purge_step=done + 1 if config.resume else None)
-    logger.log_hyperparams(hyper_parameters(config))
-    return logger
+    made = _TensorBoard(folder, name="", version="", purge_step=done + 1 if config.resume else None)
+    made.log_hyperparams(hyper_parameters(config))
+    return made
 
 
 def _wandb(config: Config, _: int) -> Logger:
     output = Path(config.output)
     arguments = wandb_arguments(config, known_ids(output).get("wandb") or secrets.token_hex(4))
     keep_id(output, "wandb", arguments["id"])
-    logger = _Wandb(save_dir=arguments.pop("dir"), **arguments)
-    logger.log_hyperparams(hyper_parameters(config))
-    return logger
+    made = _Wandb(save_dir=arguments.pop("dir"), **arguments)
+    made.log_hyperparams(hyper_parameters(config))
+    return made
 
 
 def _mlflow(config: Config, _: int) -> Logger:
@@ -96,7 +117,7 @@ def _mlflow(config: Config, _: int) -> Logger:
     local = output / "mlflow"
     if uri.startswith(f"sqlite:///{local.absolute()}"):
         local.mkdir(exist_ok=True)
-    logger = _MLflow(
+    made = _MLflow(
         how.experiment,
         run_name=config.name,
         tracking_uri=uri,
@@ -105,11 +126,11 @@ def _mlflow(config: Config, _: int) -> Logger:
         run_id=(earlier := known_ids(output).get("mlflow")),
     )
     if earlier:
-        logger.experiment.update_run(earlier, status="RUNNING")
+        made.experiment.update_run(earlier, status="RUNNING")
     else:
-        keep_id(output, "mlflow", str(logger.run_id))
-        logger.log_hyperparams(hyper_parameters(config))
-    return logger
+        keep_id(output, "mlflow", str(made.run_id))
+        made.log_hyperparams(hyper_parameters(config))
+    return made
 
 
 def hyper_parameters(config: Config) -> dict[str, Any]:

@@ -25,7 +25,8 @@ def check_loggers(config: Config) -> None:
         name, _, setting = key.partition(".")
         if not setting or setting == "use":
             continue
-        said = [each for each in _texts(value) if SECRET_VALUE.search(each) or WANDB_KEY.search(each)]
+        patterns = [SECRET_VALUE, *([WANDB_KEY] if name == "wandb" else [])]  # elsewhere it may be a commit of git
+        said = [each for each in _texts(value) if any(pattern.search(each) for pattern in patterns)]
         require(not said, f"logger.{key} holds a password, which OUTPUT/config.yaml would keep: {INSTEAD[name]}")
         require(
             value == default[key] or name in config.logger.chosen,

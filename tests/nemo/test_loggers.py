@@ -114,3 +114,14 @@ def test_mlflow_has_each_step_the_configuration_and_the_report(logged: Logged) -
     assert (run.data.params["optim.lr"], run.data.tags["of"]) == (str(logged.config.optim.lr), "tests")
     assert run.info.status == "FINISHED"
     assert [artifact.path for artifact in client.list_artifacts(run_id)] == ["report.html"]
+
+
+def test_a_server_that_is_none_is_one_line_before_anything_is_loaded(tmp_path: Path) -> None:
+    write_documents(tmp_path / "d.jsonl", kind="lm", count=4, longest=60)
+    config = small_run(tmp_path / "run", tmp_path / "d.jsonl", steps=1)
+    config.logger.mlflow = MLflow(use=True, tracking_uri="nowhere://host")
+    with pytest.raises(
+        RuntimeError, match="ValueError: logger=mlflow cannot begin: .*; leave mlflow out of logger, or"
+    ):
+        on_ranks(jobs.fit, 1, config)
+    assert [*Path(config.output).iterdir()] == []
