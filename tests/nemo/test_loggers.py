@@ -121,7 +121,7 @@ def test_a_server_that_is_none_is_one_line_before_anything_is_loaded(tmp_path: P
     config = small_run(tmp_path / "run", tmp_path / "d.jsonl", steps=1)
     config.logger.mlflow = MLflow(use=True, tracking_uri="nowhere://host")
     with pytest.raises(
-        RuntimeError, match="ValueError: logger=mlflow cannot begin: .*; leave mlflow out of logger, or"
+        RuntimeError, match=r"ValueError: logger=mlflow cannot begin: .*; leave mlflow out of logger, or"
     ):
         on_ranks(jobs.fit, 1, config)
     assert [*Path(config.output).iterdir()] == []
