@@ -74,4 +74,6 @@ def spelled(value: Any) -> str:
         return f"[{','.join(map(spelled, value))}]"
     if isinstance(value, str) and not isinstance(value, Enum):
         return repr(value)
+    if isinstance(value, bool):
+        return str(value).lower()
     return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -82,7 +82,7 @@ class Launcher:
     interface: Optional[str] = _of(*CLUSTERS)
     """The network interface of NCCL's and gloo's sockets, such as eth0; null lets each choose."""
     hang_timeout: Optional[int] = _of(*CLUSTERS, default=1800)
-    """The seconds after which a silent rank counts as dead. A start, a step and a save must take less; null is never."""
+    """The seconds after which a silent rank counts as dead; a start, a step and a save must take less. Null: never."""
     grace: int = _of(*CLUSTERS, default=120)
     """The seconds that a run has to save in after SIGTERM."""
     requeues: int = _of(*CLUSTERS, default=3)

@@ -167,7 +167,7 @@ class Model:
     tied_embeddings: bool = False
     """Whether the head shares its weights with the embedding."""
     fp32_residual: bool = False
-    """Whether the residual stream, and with it the denoised embedding, is fp32, so that small shifts survive rounding."""
+    """Whether the residual stream, and with it the denoised embedding, is fp32, which keeps small shifts."""
     tokenizer: Optional[str] = None
     """A Hugging Face folder with a tokenizer, or byte; null takes the tokenizer of init, and byte without init."""
 
@@ -285,7 +285,7 @@ class Trainer:
     verify_checkpoints: bool = True
     """Whether a checkpoint's files are compared with their checksums before it is loaded."""
     checkpoints_kept: int = 2
-    """The number of newest checkpoints that are kept beside the best; 0 keeps all, as `analyze checkpoints` wants it."""
+    """The number of newest checkpoints that are kept beside the best; 0 keeps all, for `analyze checkpoints`."""
     profile: bool = False
     """Whether the fourth step of an attempt is traced into OUTPUT/profile."""
 
