@@ -179,7 +179,6 @@ def _metrics(found: Sequence[Metric]) -> str:
     return _table(head, [[f"`{m.name}`", m.title, _sentence(m.explanation), best[m.best]] for m in found])
 
 
-
 # Commands
 
 
