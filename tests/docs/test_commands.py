@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,20 +39,28 @@ def marked(command: str) -> object:
     slow = re.match(r"python benchmarks/|nemo-cdt inspect", command)
     later = any(part in command for part in NOT_YET)
     marks = [*([pytest.mark.slow] if slow else []), *([pytest.mark.skip(reason="not on this branch")] if later else [])]
-    return pytest.param(command, marks=marks)
+    return pytest.param(command, marks=marks, id=command)
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory):
+    """A folder with the models, rows and prepared data that commands name."""
+    folder = tmp_path_factory.mktemp("stock")
+    for name, option in MODELS.items():
+        write_described(folder / name, compose([f"model={option}"]).model)
+        load_tokenizer("byte").save_pretrained(folder / name)
+    (folder / "rows.jsonl").write_text("{}")
+    for data, tokenizer in {"mine": "byte", "alignment": str(folder / name), "short": str(folder / name)}.items():
+        write_stub_of_prepared(folder / "data" / data, tokens=900, tokenizer=tokenizer)
+    return folder
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A folder with the models, rows and prepared data that commands name."""
+def place(stock, tmp_path, monkeypatch):
+    """A copy of it, to work in."""
+    shutil.copytree(stock, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NEMO_CDT_SITE", str(ROOT / "launchers/site.example.yaml"))
-    for name, option in MODELS.items():
-        write_described(tmp_path / name, compose([f"model={option}"]).model)
-        load_tokenizer("byte").save_pretrained(tmp_path / name)
-    (tmp_path / "rows.jsonl").write_text("{}")
-    for data, tokenizer in {"mine": "byte", "alignment": "Llama-3.1-8B", "short": "Llama-3.1-8B"}.items():
-        write_stub_of_prepared(tmp_path / "data" / data, tokens=900, tokenizer=tokenizer)
     return tmp_path
 
 
