@@ -41,7 +41,7 @@ $(INSTALLED): requirements.lock pyproject.toml setup.py
 
 docs: setup
 	$(BIN)/python docs/generate.py
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 container:
 	$(PIP) install --no-deps nemo-toolkit==2.7.3 megatron-core==0.15.3 nemo-run==0.11.1

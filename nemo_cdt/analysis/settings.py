@@ -43,13 +43,12 @@ class Samples:
 @dataclass(kw_only=True, slots=True)
 class Denoise:
     noise: NoiseBy = NoiseBy.gradient  # which tokens move: by gradient or IG below the mean, or all but the facts
-    strengths: list[float] = field(
-        default_factory=lambda: [1e-6, 1e-5, 5e-5, 1e-4, 1e-3, 1e-2, 1e-1]
-    )  # values of lr * beta
-    rhos: list[float] = field(default_factory=lambda: [1e-4, 1e-3, 1e-2, 1e-1, 1.0])  # of objective.rho
-    dtypes: list[Precision] = field(
-        default_factory=lambda: list(Precision)
-    )  # the precisions to compare, in place of dtype
+    strengths: list[float] = field(default_factory=lambda: [1e-6, 1e-5, 5e-5, 1e-4, 1e-3, 1e-2, 1e-1])
+    """values of lr * beta, the shift's strength"""
+    rhos: list[float] = field(default_factory=lambda: [1e-4, 1e-3, 1e-2, 1e-1, 1.0])
+    """values of rho, the strength of the relative normalization"""
+    dtypes: list[Precision] = field(default_factory=lambda: list(Precision))
+    """the precisions to compare, in place of dtype"""
     optimizer: Optimizer = Optimizer.adamw  # one step of it on the denoised input; none: no training
     lr: float = 1e-5  # the learning rate of that step
 

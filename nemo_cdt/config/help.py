@@ -5,13 +5,14 @@ What a key means is the string below it in the source, or the comment behind it.
 
 import ast
 import inspect
-import re
+import io
 from argparse import Action, ArgumentParser
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from itertools import pairwise
 from textwrap import dedent, fill
+from tokenize import COMMENT, generate_tokens
 from typing import Any
 
 WIDTH = 118
@@ -47,25 +48,34 @@ def descriptions(schema: type) -> dict[str, str]:
     found: dict[str, str] = {}
     for base in reversed(schema.__mro__):
         if is_dataclass(base):
-            source = dedent(inspect.getsource(base))
-            found |= dict(re.findall(r"^    (\w+): .*?  # (.*)$", source, re.MULTILINE))
-            found |= _strings_below(source)
+            found |= _explained(dedent(inspect.getsource(base)))
     return found
 
 
-def _strings_below(source: str) -> dict[str, str]:
-    """The string that stands below a field, on one line, by the field's name."""
+def _explained(source: str) -> dict[str, str]:
+    """Of a class: the string below each field, on one line, else the comment behind it."""
+    comments = {
+        token.start[0]: token.string.removeprefix("#").strip()
+        for token in generate_tokens(io.StringIO(source).readline)
+        if token.type == COMMENT
+    }
     (definition,) = ast.parse(source).body
     assert isinstance(definition, ast.ClassDef)
-    return {
-        first.target.id: " ".join(second.value.value.split())
-        for first, second in pairwise(definition.body)
-        if isinstance(first, ast.AnnAssign)
-        and isinstance(first.target, ast.Name)
-        and isinstance(second, ast.Expr)
-        and isinstance(second.value, ast.Constant)
-        and isinstance(second.value.value, str)
-    }
+    found: dict[str, str] = {}
+    for statement, below in pairwise([*definition.body, ast.Pass()]):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            lines = range(statement.lineno, (statement.end_lineno or statement.lineno) + 1)
+            said = _string(below) or " ".join(comments[line] for line in lines if line in comments)
+            found |= {statement.target.id: said} if said else {}
+    return found
+
+
+def _string(statement: ast.stmt) -> str:
+    """The string that a statement is, on one line; empty where it is something else."""
+    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+        value = statement.value.value
+        return " ".join(value.split()) if isinstance(value, str) else ""
+    return ""
 
 
 def spelled(value: Any) -> str:

@@ -61,6 +61,8 @@ def test_a_key_without_a_meaning_is_noticed(generate):
         said: int = 1
         """The number that is said."""
         behind: int = 2  # what a comment says
+        # what stands above a field says nothing of it
+        wrapped: int = 4  # what stands within it
         silent: int = 3
 
     table = generate._keys([*generate.keys(Keys())]) + "\n"
@@ -68,6 +70,7 @@ def test_a_key_without_a_meaning_is_noticed(generate):
     assert wordless(table) == [" `silent` | `3` |  "]
     assert "| `said` | `1` | The number that is said. |" in table
     assert "| `behind` | `2` | What a comment says. |" in table
+    assert "| `wrapped` | `4` | What stands within it. |" in table
 
 
 def test_every_key_of_a_run_is_in_the_reference(pages):
