@@ -98,12 +98,7 @@ def _default(value: Any) -> str:
 
 
 def _choices(value: Any) -> str:
-    """The values that an enumeration has, and what its docstring says of them."""
-    if not isinstance(value, Enum):
-        return ""
-    about = "" if type(value).__doc__ in (None, type(value).__base__.__doc__) else type(value).__doc__ or ""
-    said = f" {_sentence(re.sub(r'``', '`', about))}" if about else ""
-    return f"{said} One of {', '.join(f'`{choice}`' for choice in type(value))}."
+    return f" One of {', '.join(f'`{choice}`' for choice in type(value))}." if isinstance(value, Enum) else ""
 
 
 def _objectives() -> str:
@@ -175,8 +170,8 @@ def _pass(name: str, title: str) -> Metric:
 
 def _metrics(found: Sequence[Metric]) -> str:
     best = {"lowest": "lower", "highest": "higher", None: ""}
-    head = ("metric", "in the report", "what it is", "better")
-    return _table(head, [[f"`{m.name}`", m.title, _sentence(m.explanation), best[m.best]] for m in found])
+    rows = [[f"`{m.name}`", m.title, _sentence(m.explanation), getattr(m, "unit", ""), best[m.best]] for m in found]
+    return _table(("metric", "in the report", "what it is", "unit", "better"), rows)
 
 
 # Commands

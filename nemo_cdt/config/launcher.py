@@ -89,7 +89,7 @@ class Launcher:
     """How often a job goes back to the queue after a preemption, a failure or the end of its time."""
 
     submit: Submit = _of(SLURM, default=Submit.nemo_run)
-    """What hands the job to Slurm."""
+    """What hands the job to Slurm: NeMo-Run's executor, or sbatch with a script of our own."""
     host: Optional[str] = _of(SLURM)
     """A login node that is reached by SSH; null means that this machine is one."""
     user: Optional[str] = _of(SLURM)
@@ -130,11 +130,11 @@ class Launcher:
     namespace: Optional[str] = _of(KUBERNETES)
     """The namespace of the job."""
     kind: JobKind = _of(KUBERNETES, default=JobKind.job)
-    """The kind of object that runs the job."""
+    """What runs the job: Kubernetes' own indexed Job, a PyTorchJob of the training operator, a TrainJob of Kubeflow."""
     runtime: str = _of(KUBERNETES, default="torch-distributed")
     """With kind=trainjob: the ClusterTrainingRuntime."""
     trainjob_patch: TrainJobPatch = _of(KUBERNETES, default=TrainJobPatch.runtimePatches)
-    """With kind=trainjob: how volumes and tolerations reach the runtime."""
+    """With kind=trainjob: how volumes and tolerations reach the runtime; before Trainer 2.2 by podTemplateOverrides."""
     queue: Optional[str] = _of(KUBERNETES)
     """Kueue's LocalQueue, which holds the job back until all its Pods fit."""
     priority: Optional[str] = _of(KUBERNETES)

@@ -234,7 +234,7 @@ class Parallel:
     context: int = 1
     """The number of GPUs that share each sequence (context parallelism)."""
     context_comm: ContextComm = ContextComm.p2p
-    """How context-parallel ranks exchange keys and values."""
+    """How context-parallel ranks exchange keys and values, as Transformer Engine names it."""
     sequence: bool = False
     """Whether tensor-parallel ranks also split activations along the sequence (sequence parallelism)."""
     overlap_grad_reduce: bool = False
@@ -261,13 +261,13 @@ class Trainer:
     precision: Precision = Precision.bf16
     """The precision of weights and activations; the optimizer keeps fp32 weights beside bf16 ones."""
     fp8: FP8 = FP8.none
-    """Which passes compute their linear layers in FP8; scores, and so masks, are approximate then."""
+    """Which passes compute their linear layers in FP8: detection or both. Scores and masks are approximate then."""
     devices: int = 1
     """The number of GPUs of a node, or of processes on a CPU."""
     num_nodes: int = 1
     """The number of nodes."""
     recompute: Recompute = Recompute.none
-    """Which activations the training pass computes again in its backward to save memory."""
+    """Which activations the training pass computes again in its backward to save memory; selective is the MLPs'."""
     mlp_chunks: int = 1
     """The number of parts of the sequence in which each MLP is computed, one after another; it needs recompute=full."""
     offload_activations: int = 0

@@ -104,7 +104,7 @@ def test_metrics_that_another_module_holds_are_found(generate, tmp_path, monkeyp
     monkeypatch.setattr(nemo_cdt, "__path__", [*nemo_cdt.__path__, str(tmp_path / "nemo_cdt")])
     monkeypatch.setattr(generate, "ROOT", tmp_path)
 
-    assert "| `speed` | speed | Tokens a second. |  |" in generate.metrics()
+    assert "| `speed` | speed | Tokens a second. |  |  |" in generate.metrics()
 
 
 def test_everything_a_run_writes_says_what_it_is():

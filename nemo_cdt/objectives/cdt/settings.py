@@ -53,7 +53,8 @@ class CDTSettings(Settings):
     threshold_scope: ThresholdScope = ThresholdScope.document
     """What one threshold is the mean over: each document, or the whole packed row, as in the authors' trainer."""
     detection_recompute: DetectionRecompute = DetectionRecompute.auto
-    """Which activations the detection pass computes again: auto recomputes the least that fits into the GPU."""
+    """Which activations the detection pass computes again in its backward; auto takes the cheapest choice that fits
+    into the GPU, by the memory model of `nemo-cdt plan`."""
 
 
 def detection_settings(of: Settings) -> CDTSettings:
