@@ -1,6 +1,7 @@
 # make demo       set up, then train the demo: a small pretrained Llama, CDT beside plain CE, report and exported model
 # make test       set up, then lint and all tests
 # make check      set up, then lint and the tests that start no NeMo, no command and no cluster
+# make docs       set up, then write docs/reference from the code and build the site into site/
 # make container  install into an NGC NeMo container, whose torch, TE, apex and flash-attn stay as they are
 # make lock       resolve requirements.lock anew from pyproject.toml (needs uv)
 
@@ -11,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 # pip's warnings are about this machine's own settings, not about us. --no-compile below: of what is installed little is
 # ever imported, and Python compiles that as it does
 PIP := python -m pip --quiet --disable-pip-version-check --no-input
-.PHONY: demo test check lint setup container lock
+.PHONY: demo test check lint setup docs container lock
 
 demo: setup
 	$(BIN)/nemo-cdt train experiment=$(if $(EXPERIMENT),$(EXPERIMENT),demo)
@@ -37,6 +38,10 @@ $(INSTALLED): requirements.lock pyproject.toml setup.py
 	@$(BIN)/$(PIP) install --no-compile -r requirements.lock 2> $(VENV)/pip.log || { cat $(VENV)/pip.log; exit 1; }
 	@$(BIN)/$(PIP) install --no-deps --editable . 2> $(VENV)/pip.log || { cat $(VENV)/pip.log; exit 1; }
 	@touch $@
+
+docs: setup
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 container:
 	$(PIP) install --no-deps nemo-toolkit==2.7.3 megatron-core==0.15.3 nemo-run==0.11.1

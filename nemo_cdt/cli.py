@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor = verbs.add_parser("doctor", help="say what is installed, what does not fit, and what to do about it")
     doctor.set_defaults(verb=_doctor)
 
-    convert = verbs.add_parser("convert", help="a Hugging Face model into a NeMo checkpoint, or back")
+    convert = verbs.add_parser("convert", help="turn a Hugging Face model into a NeMo checkpoint, or back")
     convert.add_argument("source", type=Path, metavar="SRC", help="a folder of either kind")
     convert.add_argument("destination", type=Path, metavar="DST", help="a folder that does not exist yet")
     convert.add_argument(
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run", type=Path, metavar="RUN", help="a run's output folder")
     report.set_defaults(verb=_report)
 
-    plan = verbs.add_parser("plan", help="which layouts of a run fit a cluster, the fastest first, before it runs")
+    plan = verbs.add_parser("plan", help="list the layouts of a run that fit a cluster, the fastest first")
     plan.add_argument(
         "overrides",
         nargs="*",

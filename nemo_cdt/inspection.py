@@ -43,12 +43,19 @@ class Split(StrEnum):
 @dataclass(kw_only=True)
 class Inspection(Questions):
     rows: list[int] = field(default_factory=lambda: [0])
-    split: Split = Split.train  # of a prepared folder, or of multihop
-    tokenizer: Optional[str] = None  # null: the one that a folder was prepared with, else byte
-    seq_length: Optional[int] = None  # null: the longest document's; multihop: 1024
+    """The numbers of the rows to show, from 0."""
+    split: Split = Split.train
+    """Which part of a prepared folder, or of multihop, is shown."""
+    tokenizer: Optional[str] = None
+    """A Hugging Face folder, or byte; null takes the one that a folder was prepared with, else byte."""
+    seq_length: Optional[int] = None
+    """The length of a row; null takes the longest document's, and 1024 with multihop."""
     pack: bool = False
-    tokens: Optional[int] = 100  # shown of either end of a document; null: all
+    """Whether rows are filled with whole documents, as in training with data.pack=true."""
+    tokens: Optional[int] = 100
+    """The number of tokens that are shown of either end of a document; null shows all."""
     seed: int = 42
+    """The seed of what multihop generates."""
 
 
 def inspect(data: str, overrides: Sequence[str], *, coloured: bool) -> Iterator[str]:

@@ -55,7 +55,7 @@ def test_help_writes_values_as_they_are_set():
 
     for text in ("model=null ", "data.seq_length=1024 ", "denoise.dtypes=[bf16,fp32] ", "denoise.lr=1e-05 "):
         assert f"  {text}" in lines
-    assert "dtype=fp32                          of weights and activations (bf16, fp32)" in lines
+    assert "dtype=fp32                          the precision of weights and activations (bf16, fp32)" in lines
     assert "  workers=1 " in "\n".join(described(Prepare()))
 
 

@@ -34,20 +34,23 @@ class Optimizer(StrEnum):
 class Samples(Questions):
     name: Source = Source.multihop  # generated, or read from data.path; data=NAME is short for it
     path: Optional[str] = (
-        None  # jsonl: the samples, rows as above. multihop: haystack text, a file or a folder of text files
+        None  # jsonl: samples, as above. multihop: haystack text, a file or a folder of text files
     )
-    samples: int = 16  # how many at most
-    seq_length: int = 1024  # multihop: tokens of a sample
+    samples: int = 16  # the most samples to take
+    seq_length: int = 1024  # multihop: the number of tokens of a sample
 
 
 @dataclass(kw_only=True, slots=True)
 class Denoise:
     noise: NoiseBy = NoiseBy.gradient  # which tokens move: by gradient or IG below the mean, or all but the facts
-    strengths: list[float] = field(default_factory=lambda: [1e-6, 1e-5, 5e-5, 1e-4, 1e-3, 1e-2, 1e-1])  # lr * beta
-    rhos: list[float] = field(default_factory=lambda: [1e-4, 1e-3, 1e-2, 1e-1, 1.0])  # of the relative normalization
-    dtypes: list[Precision] = field(default_factory=lambda: list(Precision))  # compared, in place of dtype
+    strengths: list[float] = field(default_factory=lambda: [1e-6, 1e-5, 5e-5, 1e-4, 1e-3, 1e-2, 1e-1])
+    """values of lr * beta, the shift's strength"""
+    rhos: list[float] = field(default_factory=lambda: [1e-4, 1e-3, 1e-2, 1e-1, 1.0])
+    """values of rho, the strength of the relative normalization"""
+    dtypes: list[Precision] = field(default_factory=lambda: list(Precision))
+    """the precisions to compare, in place of dtype"""
     optimizer: Optimizer = Optimizer.adamw  # one step of it on the denoised input; none: no training
-    lr: float = 1e-5  # of that step
+    lr: float = 1e-5  # the learning rate of that step
 
 
 @dataclass(kw_only=True, slots=True)
@@ -61,14 +64,14 @@ class Settings:
     model: Optional[str] = None  # a Hugging Face folder, a run of ours, or one of its checkpoints
     compare: Optional[str] = None  # attention_map: the model after training
     predictions: Optional[str] = None  # significance: JSON lines of one run
-    baseline: Optional[str] = None  # significance: and of the other
+    baseline: Optional[str] = None  # significance: JSON lines of the other run
     output: Optional[str] = None  # the folder to write, which does not exist yet
     tokenizer: Optional[str] = None  # a Hugging Face folder, or "byte"; null: the model's own
-    dtype: Precision = Precision.fp32  # of weights and activations
+    dtype: Precision = Precision.fp32  # the precision of weights and activations
     device: Accelerator = Accelerator.auto  # auto: a GPU where there is one
-    seed: int = 42  # of what is generated, and of resamples
-    top_k: int = 30  # tokens that a head's row retrieves (fr), and that a method detects (detection)
-    resamples: int = 10000  # significance: of its bootstrap
+    seed: int = 42  # the seed of what is generated, and of resamples
+    top_k: int = 30  # the number of tokens that a head's row retrieves (fr), and that a method detects (detection)
+    resamples: int = 10000  # significance: resamples of its bootstrap
     data: Samples = field(default_factory=Samples)
     longppl: KeyTokenRule = field(default_factory=KeyTokenRule)
     denoise: Denoise = field(default_factory=Denoise)

@@ -56,59 +56,111 @@ CLUSTERS = (SLURM, KUBERNETES)
 
 @dataclass(kw_only=True, slots=True)
 class Launcher:
-    name: LauncherName = LauncherName.local
-    max_restarts: int = 0  # of all processes from the last checkpoint, after one of them failed
+    """Where a run's processes come from. Nodes are trainer.num_nodes, and the GPUs of each are trainer.devices."""
 
-    site: Optional[str] = _of(*CLUSTERS)  # a file with values for the keys below; None: see nemo_cdt/launch/site.py
-    dryrun: bool = _of(*CLUSTERS, default=False)  # show what would run
-    follow: bool = _of(*CLUSTERS, default=True)  # show the job's log until it ends; a sweep does not
-    workdir: Optional[str] = _of(*CLUSTERS)  # where relative paths begin on a cluster that is not this machine
-    python: str = _of(*CLUSTERS, default="python")  # on the cluster, with this package installed
-    image: Optional[str] = _of(*CLUSTERS)  # of a container; Slurm needs Pyxis for it
+    name: LauncherName = LauncherName.local
+    """The launcher; set it as launcher=NAME."""
+    max_restarts: int = 0
+    """How often all processes start again from the last checkpoint after one of them failed, within one job."""
+
+    site: Optional[str] = _of(*CLUSTERS)
+    """A file with your site's values for the keys below; null takes $NEMO_CDT_SITE, or ~/.config/nemo_cdt/site.yaml."""
+    dryrun: bool = _of(*CLUSTERS, default=False)
+    """Show what would run, and submit nothing."""
+    follow: bool = _of(*CLUSTERS, default=True)
+    """Show the job's log until it ends; a sweep never does."""
+    workdir: Optional[str] = _of(*CLUSTERS)
+    """The folder on the cluster in which relative paths begin, where the cluster is not this machine."""
+    python: str = _of(*CLUSTERS, default="python")
+    """The Python on the cluster that has this package installed."""
+    image: Optional[str] = _of(*CLUSTERS)
+    """The container's image; Slurm needs Pyxis for it."""
     env: dict[str, str] = _of(*CLUSTERS, factory=dict)
+    """Environment variables of the run. Keep secrets out: they are written into scripts and logs."""
     fabric: Fabric = _of(*CLUSTERS, default=Fabric.infiniband)
-    interface: Optional[str] = _of(*CLUSTERS)  # the network interface of NCCL's and gloo's sockets
-    hang_timeout: Optional[int] = _of(*CLUSTERS, default=1800)  # seconds for a start, a step or a save; None: no limit
-    grace: int = _of(*CLUSTERS, default=120)  # seconds to save in, after SIGTERM
-    requeues: int = _of(*CLUSTERS, default=3)  # of a job that was preempted or lost a node
+    """The network between nodes; set ethernet where there is no InfiniBand."""
+    interface: Optional[str] = _of(*CLUSTERS)
+    """The network interface of NCCL's and gloo's sockets, such as eth0; null lets each choose."""
+    hang_timeout: Optional[int] = _of(*CLUSTERS, default=1800)
+    """The seconds after which a silent rank counts as dead; a start, a step and a save must take less. Null: never."""
+    grace: int = _of(*CLUSTERS, default=120)
+    """The seconds that a run has to save in after SIGTERM."""
+    requeues: int = _of(*CLUSTERS, default=3)
+    """How often a job goes back to the queue after a preemption, a failure or the end of its time."""
 
     submit: Submit = _of(SLURM, default=Submit.nemo_run)
-    host: Optional[str] = _of(SLURM)  # a login node, reached by SSH; None: this machine is one
+    """What hands the job to Slurm: NeMo-Run's executor, or sbatch with a script of our own."""
+    host: Optional[str] = _of(SLURM)
+    """A login node that is reached by SSH; null means that this machine is one."""
     user: Optional[str] = _of(SLURM)
-    identity: Optional[str] = _of(SLURM)  # the file of an SSH key
+    """The user on the login node; null lets SSH choose."""
+    identity: Optional[str] = _of(SLURM)
+    """The file of an SSH key."""
     account: Optional[str] = _of(SLURM)
+    """The Slurm account that pays for the job; '' where your Slurm has no accounts."""
     partition: Optional[str] = _of(SLURM)
+    """The partition of the job."""
     qos: Optional[str] = _of(SLURM)
-    time: Optional[str] = _of(SLURM)  # None: the partition's limit
+    """The quality of service of the job."""
+    time: Optional[str] = _of(SLURM)
+    """The job's time limit, such as 4:00:00; null takes the partition's."""
     constraint: Optional[str] = _of(SLURM)
+    """The features that a node must have, as in sbatch --constraint."""
     exclude: Optional[str] = _of(SLURM)
+    """The nodes to leave out, as in sbatch --exclude."""
     mem: Optional[str] = _of(SLURM)
-    cpus_per_task: Optional[int] = _of(SLURM)  # of a node: one task a node
+    """The host memory of a node, as in sbatch --mem."""
+    cpus_per_task: Optional[int] = _of(SLURM)
+    """The CPU cores of a node: one task runs on each node."""
     exclusive: bool = _of(SLURM, default=False)
-    request_gpus: bool = _of(SLURM, default=True)  # false where GPUs are no resource of Slurm's
-    mounts: list[str] = _of(SLURM, factory=list)  # of the container: FROM:TO
-    setup: list[str] = _of(SLURM, factory=list)  # shell lines before the run, such as `module load`
-    chain: int = _of(SLURM, default=1)  # jobs that are submitted; each starts where the one before did not finish
-    array: Optional[str] = _of(SLURM)  # tasks i of an array train with trainer.seed=i in OUTPUT/seed=i
+    """Whether the job has its nodes for itself."""
+    request_gpus: bool = _of(SLURM, default=True)
+    """Whether GPUs are asked of Slurm; set false where they are no resource of it."""
+    mounts: list[str] = _of(SLURM, factory=list)
+    """Folders that the container sees, as FROM:TO."""
+    setup: list[str] = _of(SLURM, factory=list)
+    """Shell lines before the run, such as `module load`."""
+    chain: int = _of(SLURM, default=1)
+    """The number of jobs that are submitted in a row; each goes on where the one before did not finish."""
+    array: Optional[str] = _of(SLURM)
+    """The tasks of a Slurm array, such as 1-4; task i trains with trainer.seed=i in OUTPUT/seed=i."""
 
-    context: Optional[str] = _of(KUBERNETES)  # of the kubeconfig; None: its current one
+    context: Optional[str] = _of(KUBERNETES)
+    """The context of the kubeconfig; null takes the current one."""
     namespace: Optional[str] = _of(KUBERNETES)
+    """The namespace of the job."""
     kind: JobKind = _of(KUBERNETES, default=JobKind.job)
-    runtime: str = _of(KUBERNETES, default="torch-distributed")  # trainjob: its ClusterTrainingRuntime
+    """What runs the job: Kubernetes' own indexed Job, a PyTorchJob of the training operator, a TrainJob of Kubeflow."""
+    runtime: str = _of(KUBERNETES, default="torch-distributed")
+    """With kind=trainjob: the ClusterTrainingRuntime."""
     trainjob_patch: TrainJobPatch = _of(KUBERNETES, default=TrainJobPatch.runtimePatches)
-    queue: Optional[str] = _of(KUBERNETES)  # Kueue's LocalQueue
-    priority: Optional[str] = _of(KUBERNETES)  # a PriorityClass
-    volumes: dict[str, str] = _of(KUBERNETES, factory=dict)  # PersistentVolumeClaim: where it is mounted
+    """With kind=trainjob: how volumes and tolerations reach the runtime; before Trainer 2.2 by podTemplateOverrides."""
+    queue: Optional[str] = _of(KUBERNETES)
+    """Kueue's LocalQueue, which holds the job back until all its Pods fit."""
+    priority: Optional[str] = _of(KUBERNETES)
+    """The PriorityClass of the Pods."""
+    volumes: dict[str, str] = _of(KUBERNETES, factory=dict)
+    """Each PersistentVolumeClaim, and the path where it is mounted."""
     shared_memory: str = _of(KUBERNETES, default="64Gi")
-    cpu: Optional[str] = _of(KUBERNETES)  # of a node, as the next
+    """The size of /dev/shm."""
+    cpu: Optional[str] = _of(KUBERNETES)
+    """The CPU cores of a node's Pod."""
     memory: Optional[str] = _of(KUBERNETES)
+    """The host memory of a node's Pod."""
     gpu_resource: str = _of(KUBERNETES, default="nvidia.com/gpu")
-    rdma: dict[str, int] = _of(KUBERNETES, factory=dict)  # resource: how many of it a node gets
+    """The resource by which a Pod asks for GPUs."""
+    rdma: dict[str, int] = _of(KUBERNETES, factory=dict)
+    """Each resource of the RDMA network, and how many of it a node gets."""
     node_selector: dict[str, str] = _of(KUBERNETES, factory=dict)
+    """The labels that a node must have."""
     tolerations: list[dict[str, Any]] = _of(KUBERNETES, factory=list)
+    """The taints that the Pods tolerate."""
     service_account: Optional[str] = _of(KUBERNETES)
+    """The ServiceAccount of the Pods."""
     image_pull_secrets: list[str] = _of(KUBERNETES, factory=list)
-    secrets: dict[str, str] = _of(KUBERNETES, factory=dict)  # environment variable: SECRET/KEY
+    """The secrets with which the image is pulled."""
+    secrets: dict[str, str] = _of(KUBERNETES, factory=dict)
+    """Each environment variable that comes from a secret, as SECRET/KEY."""
 
     @property
     def elsewhere(self) -> bool:

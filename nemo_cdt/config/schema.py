@@ -104,13 +104,21 @@ class RopeScaling:
     """
 
     rope_type: RopeType = RopeType.llama3
+    """How RoPE is scaled; with none it is not."""
     factor: float = 8.0
+    """How many times longer the context becomes."""
     original_max_position_embeddings: int = 8192
-    low_freq_factor: float = 1.0  # of llama3, as the next
+    """The positions that the model was trained for before it was scaled."""
+    low_freq_factor: float = 1.0
+    """With rope_type=llama3: wavelengths above original_max_position_embeddings over this number are scaled in full."""
     high_freq_factor: float = 4.0
-    beta_fast: float = 32.0  # of yarn, as the next two
+    """With rope_type=llama3: wavelengths below original_max_position_embeddings over this number are not scaled."""
+    beta_fast: float = 32.0
+    """With rope_type=yarn: dimensions that rotate more often than this within the original length are not scaled."""
     beta_slow: float = 1.0
-    attention_factor: Optional[float] = None  # scales queries and keys; None: 0.1 ln(factor) + 1
+    """With rope_type=yarn: dimensions that rotate less often than this within the original length are fully scaled."""
+    attention_factor: Optional[float] = None
+    """With rope_type=yarn: the number by which queries and keys are scaled; null takes 0.1 ln(factor) + 1."""
 
     def __post_init__(self) -> None:
         self.rope_type = RopeType(self.rope_type)  # a plain word in a checkpoint
@@ -118,28 +126,51 @@ class RopeScaling:
 
 @dataclass(kw_only=True, slots=True)
 class Model:
+    """The model's sizes and architecture. Where init is set they are read from its folder."""
+
     name: str = "tiny"
+    """The name of the model, for logs and reports."""
     family: Family = Family.llama
+    """The architecture, by Hugging Face's model_type; an export has the config.json of this family."""
     num_layers: int = 4
+    """The number of transformer layers."""
     hidden_size: int = 128
+    """The width of the residual stream and of the embedding."""
     ffn_hidden_size: int = 384
+    """The inner width of each MLP."""
     num_attention_heads: int = 4
+    """The number of query heads of a layer."""
     num_query_groups: int = 2
-    head_dim: Optional[int] = None  # None: hidden_size / num_attention_heads
+    """The number of key and value heads of a layer."""
+    head_dim: Optional[int] = None
+    """The size of a head; null takes hidden_size / num_attention_heads."""
     qkv_bias: bool = False
-    qk_norm: bool = False  # RMSNorm of each head's query and key, before RoPE
-    sliding_window: Optional[int] = None  # positions that one attends to, itself included; None: all before it
+    """Whether the projections of query, key and value have a bias, as in Qwen2."""
+    qk_norm: bool = False
+    """Whether an RMSNorm is applied to each head's query and key before RoPE, as in Qwen3."""
+    sliding_window: Optional[int] = None
+    """The number of positions that a token attends to, itself included; null attends to all before it."""
     attention_dropout: float = 0.0
-    hidden_dropout: float = 0.0  # of the embedding and of what each layer adds to the residual stream
-    vocab_size: Optional[int] = None  # None: the tokenizer's, padded as Megatron pads it
+    """The dropout of attention weights."""
+    hidden_dropout: float = 0.0
+    """The dropout of the embedding and of what each layer adds to the residual stream."""
+    vocab_size: Optional[int] = None
+    """The number of tokens in the vocabulary; null takes the tokenizer's, padded as Megatron pads it."""
     max_positions: int = 131072
+    """The longest sequence that the model is made for; it must hold data.seq_length, and an export says it."""
     rotary_base: float = 500000.0
+    """The base of RoPE; a larger one extends the context."""
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
     norm_epsilon: float = 1e-5
+    """The epsilon of the RMSNorms."""
     init_std: float = 0.02
+    """The standard deviation of random weights."""
     tied_embeddings: bool = False
-    fp32_residual: bool = False  # keep the residual stream, and so the denoised embedding, in fp32
-    tokenizer: Optional[str] = None  # a Hugging Face folder, or "byte"; None: that of init, without init byte
+    """Whether the head shares its weights with the embedding."""
+    fp32_residual: bool = False
+    """Whether the residual stream, and with it the denoised embedding, is fp32, which keeps small shifts."""
+    tokenizer: Optional[str] = None
+    """A Hugging Face folder with a tokenizer, or byte; null takes the tokenizer of init, and byte without init."""
 
     @property
     def rope(self) -> RopeScaling | None:
@@ -165,11 +196,17 @@ class Model:
 class Questions:
     """What ``multihop`` generates; training, ``analyze`` and ``inspect`` share these keys."""
 
-    hops: list[int] = field(default_factory=lambda: [3, 4])  # multihop: some of 1 to 4, facts that an answer needs
-    needles: float = 0.0  # multihop: the share of samples that ask for one fact instead, as RULER's needles do
-    begun: bool = False  # multihop: begin the answer's sentence, as a model needs that was not trained on bare answers
-    chat: bool = False  # multihop: as a chat, by the tokenizer's template
-    emojis: int = 3  # multihop: low-frequency tokens in each sample
+    hops: list[int] = field(default_factory=lambda: [3, 4])
+    """With data=multihop: how many facts an answer follows from, some of 1 to 4 to draw from."""
+    needles: float = 0.0
+    """With data=multihop: the share of samples that ask for one fact instead, as RULER's needles do (0 to 1)."""
+    begun: bool = False
+    """With data=multihop: begin the answer's sentence, so that the answer is the next word. A pretrained model that was
+    not trained on bare answers needs it."""
+    chat: bool = False
+    """With data=multihop: write each sample as a chat, by the tokenizer's template."""
+    emojis: int = 3
+    """With data=multihop: the number of low-frequency tokens (emojis) in each sample."""
 
     def questions(self) -> dict[str, Any]:
         """As :class:`nemo_cdt.data.multihop.MultihopDocuments` takes them."""
@@ -191,30 +228,51 @@ class Questions:
 
 @dataclass(kw_only=True, slots=True)
 class Data(Questions):
+    """Where rows come from, and how long they are."""
+
     name: DataName = DataName.multihop
-    # jsonl, preferences: the rows. prepared, pretrain: a folder of `nemo-cdt prepare`. multihop: haystack text, a file
-    # or a folder of text files
+    """The kind of data; set it as data=NAME."""
     path: Optional[str] = None
-    validation_path: Optional[str] = None  # of rows: None takes `validation_samples` rows of `path`
-    seq_length: int = 1024  # positions fed; a document has one token more
+    """The file of rows (jsonl, preferences), the folder of `nemo-cdt prepare` (prepared, pretrain), or text to hide
+    the facts in (multihop: a file or a folder of text files)."""
+    validation_path: Optional[str] = None
+    """A file of rows to validate on; null holds out validation_samples rows of path."""
+    seq_length: int = 1024
+    """The positions that are fed to the model in a row; a document has one token more."""
     validation_samples: int = 64
+    """The number of rows to validate on."""
     shuffle: bool = True
+    """Whether rows come in an order drawn from trainer.seed."""
     num_workers: int = 0
-    document_length: Optional[int] = None  # positions fed of one document at most; None: seq_length. Shorter to pack
-    pack: bool = False  # fill each row with whole documents; attention, positions and thresholds stay within each
-    truncate: bool = False  # jsonl: cut what is longer than seq_length + 1 instead of refusing it
+    """The number of processes that read data beside each rank; 0 reads in the rank itself."""
+    document_length: Optional[int] = None
+    """The most positions of one document; null takes seq_length. Set it lower than seq_length to pack."""
+    pack: bool = False
+    """Fill each row with whole documents; attention, positions and thresholds stay within each document."""
+    truncate: bool = False
+    """With data=jsonl: cut a document that is longer than seq_length + 1 tokens instead of refusing it."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Parallel:
+    """How one model and one sequence are split between GPUs; the rest of the GPUs are data-parallel copies."""
+
     tensor: int = 1
+    """The number of GPUs that share each layer's weights (tensor parallelism)."""
     pipeline: int = 1
+    """The number of pipeline stages."""
     virtual_pipeline: Optional[int] = None
+    """The number of chunks of layers on each pipeline stage (interleaved pipeline); null is not interleaved."""
     context: int = 1
+    """The number of GPUs that share each sequence (context parallelism)."""
     context_comm: ContextComm = ContextComm.p2p
+    """How context-parallel ranks exchange keys and values, as Transformer Engine names it."""
     sequence: bool = False
+    """Whether tensor-parallel ranks also split activations along the sequence (sequence parallelism)."""
     overlap_grad_reduce: bool = False
-    overlap_param_gather: bool = False  # needs overlap_grad_reduce, as in Megatron
+    """Whether data-parallel ranks reduce gradients while the backward pass still runs."""
+    overlap_param_gather: bool = False
+    """Whether data-parallel ranks gather weights while the forward pass runs; it needs overlap_grad_reduce."""
 
     @property
     def model_size(self) -> int:
@@ -224,26 +282,44 @@ class Parallel:
 
 @dataclass(kw_only=True, slots=True)
 class Trainer:
+    """Steps, batch, precision, devices, memory and checkpoints."""
+
     max_steps: int = 100
+    """The number of optimizer steps."""
     global_batch_size: int = 8
+    """The number of rows in a step, over all GPUs."""
     micro_batch_size: int = 1
+    """The number of rows that a GPU computes at a time."""
     precision: Precision = Precision.bf16
-    fp8: FP8 = FP8.none  # which passes' linear layers; approximate, as the masks are then
+    """The precision of weights and activations; the optimizer keeps fp32 weights beside bf16 ones."""
+    fp8: FP8 = FP8.none
+    """Which passes compute their linear layers in FP8: detection or both. Scores and masks are approximate then."""
     devices: int = 1
+    """The number of GPUs of a node, or of processes on a CPU."""
     num_nodes: int = 1
+    """The number of nodes."""
     recompute: Recompute = Recompute.none
-    mlp_chunks: int = 1  # parts of the sequence in which each MLP is computed, one after another; with recompute=full
-    offload_activations: int = 0  # layers whose activations wait in the host's memory for their backward
-    grad_dtype: Precision = Precision.fp32  # of the gradient buffers, and of their reduction between ranks
+    """Which activations the training pass computes again in its backward to save memory; selective is the MLPs'."""
+    mlp_chunks: int = 1
+    """The number of parts of the sequence in which each MLP is computed, one after another; it needs recompute=full."""
+    offload_activations: int = 0
+    """The number of layers whose activations wait in the host's memory for their backward."""
+    grad_dtype: Precision = Precision.fp32
+    """The precision of gradient buffers and of their reduction between ranks."""
     accelerator: Accelerator = Accelerator.auto
+    """The kind of device; auto takes GPUs where there are any."""
     seed: int = 42
-    val_interval: int = 0  # steps between validations; 0: never
-    checkpoint_interval: int = 0  # steps between checkpoints; 0: only at the end
-    verify_checkpoints: bool = True  # compare a checkpoint's files with their checksums before it is loaded
-    checkpoints_kept: int = (
-        2  # how many of the newest stay, beside the best; 0: all, as `nemo-cdt analyze checkpoints` wants
-    )
-    profile: bool = False  # trace the PROFILED_STEP-th step, in OUTPUT/profile
+    """The seed of weights, data order and dropout."""
+    val_interval: int = 0
+    """The number of steps between validations; 0 never validates."""
+    checkpoint_interval: int = 0
+    """The number of steps between checkpoints; 0 saves at the end alone."""
+    verify_checkpoints: bool = True
+    """Whether a checkpoint's files are compared with their checksums before it is loaded."""
+    checkpoints_kept: int = 2
+    """The number of newest checkpoints that are kept beside the best; 0 keeps all, for `analyze checkpoints`."""
+    profile: bool = False
+    """Whether the fourth step of an attempt is traced into OUTPUT/profile."""
 
     @property
     def world_size(self) -> int:
@@ -252,72 +328,111 @@ class Trainer:
 
 @dataclass(kw_only=True, slots=True)
 class Optim:
+    """Adam and its learning rate."""
+
     lr: float = 1e-5
+    """The highest learning rate."""
     min_lr: float = 1e-6
+    """The learning rate at which the cosine schedule ends."""
     schedule: Schedule = Schedule.cosine
+    """How the learning rate changes after warm-up."""
     warmup_steps: int = 0
+    """The number of steps in which the learning rate rises from 0."""
     weight_decay: float = 0.1
+    """Adam's decoupled weight decay."""
     clip_grad: float = 1.0
+    """The norm at which gradients are clipped."""
     beta1: float = 0.9
+    """Adam's decay of the gradient's mean; it has nothing to do with objective.beta."""
     beta2: float = 0.95
+    """Adam's decay of the squared gradient's mean."""
     eps: float = 1e-8
-    offload: float = 0.0  # the share of Adam's state and arithmetic that is the host's: 0 to 1
+    """Adam's epsilon."""
+    offload: float = 0.0
+    """The share of Adam's state and arithmetic that lies on the host, from 0 to 1."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Lora:
     """Low-rank adapters that train in place of the weights: W x + alpha / rank * B A x."""
 
-    rank: int = 0  # 0: no adapters, all weights train
+    rank: int = 0
+    """The rank of the adapters; 0 trains all weights and no adapters."""
     alpha: int = 32
-    dropout: float = 0.0  # of an adapter's input, in detection as in training
+    """The adapters' scale: what they add is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """The dropout of an adapter's input, in detection as in training."""
     targets: list[LoraTarget] = field(default_factory=lambda: list(LoraTarget))
+    """The linear layers that get adapters."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Init:
+    """The weights that training begins with. Without either key they are random."""
+
     hf: Optional[str] = None
+    """A Hugging Face folder; the model and the tokenizer are those of this folder."""
     nemo: Optional[str] = None
+    """A NeMo checkpoint, such as one of `nemo-cdt convert` or of another run."""
 
 
 @dataclass(kw_only=True, slots=True)
 class KeyTokenRule:
     """Which tokens are LongPPL's key tokens. The defaults are LongPPL's own."""
 
-    context: int = 4096  # tokens of the short context, at least
-    window: int = 1024  # tokens judged at a time
-    alpha: float = 2.0  # nats by which the long context must help
-    beta: float = -2.0  # the least log-probability that a key token has with it
-    batch: int = 8  # windows computed together
+    context: int = 4096
+    """The least number of tokens in the short context."""
+    window: int = 1024
+    """The number of tokens that are judged at a time."""
+    alpha: float = 2.0
+    """The gain in log-probability (nats) that a key token must have from the long context."""
+    beta: float = -2.0
+    """The least log-probability that a key token must have with the long context; it is not objective.beta."""
+    batch: int = 8
+    """The number of windows that are computed together."""
 
 
 @dataclass(kw_only=True, slots=True)
 class LongPPL(KeyTokenRule):
     """Perplexity of the validation tokens that need their long context (Fang et al., ICLR 2025); a judge says which."""
 
-    evaluator: Optional[str] = None  # the judge, a Hugging Face folder with the run's tokenizer; None: not measured
+    evaluator: Optional[str] = None
+    """The model that judges which tokens need the long context: a Hugging Face folder with the run's tokenizer; null
+    measures no LongPPL."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Export:
+    """What a run leaves beside its own checkpoints."""
+
     hf: Optional[str] = None
+    """The folder for a Hugging Face model when training ends; null exports none."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Study:
     """What the report tells of ``init.hf`` and of what became of it, on the validation's questions of ``multihop``."""
 
-    samples: int = 0  # questions on which attention, gradient and IG are compared before training; 0: no study
+    samples: int = 0
+    """The number of validation questions on which attention, gradient and IG are compared before training; 0 makes no
+    study."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Config:
+    """A run: its name and place, and its groups."""
+
     name: str = "run"
+    """The name of the run, from which its output folder is named."""
     output: str = "runs/run"
+    """The folder that the run writes: runs/NAME unless it is set."""
     resume: bool = False
-    # also train this objective, same seed and data, in OUTPUT/baseline: its name, or {name: ..., KEY: ...}
+    """Whether the run goes on from the last checkpoint in output."""
     compare_to: Any = None
+    """An objective that is trained too, with the same seed and data, in OUTPUT/baseline: its name, or
+    {name:NAME,KEY:VALUE}; null trains none."""
     report: bool = True
+    """Whether report.html is written when training ends."""
     model: Model = field(default_factory=Model)
     # The settings of one of nemo_cdt/objectives. None where Hydra begins: conf/objective/NAME.yaml fills it.
     objective: Any = None

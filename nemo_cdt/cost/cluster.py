@@ -10,17 +10,29 @@ class Cluster:
     """Fractions are of ``peak_tflops``; bandwidths are one GPU's, in one direction, as a transfer achieves them."""
 
     gpu: str = "h100"
+    """The kind of GPU: a100, h100, h200 or b200."""
     gpus: int = 8
+    """The number of GPUs."""
     gpus_per_node: int = 8
-    memory_gib: float = 0.0  # what torch says the device has
-    peak_tflops: float = 0.0  # dense bf16
+    """The number of GPUs of a node."""
+    memory_gib: float = 0.0
+    """The memory of a GPU as torch reports it."""
+    peak_tflops: float = 0.0
+    """The peak rate of dense bf16 products."""
     gemm_fraction: float = 0.0
+    """The fraction of the peak that matrix products reach."""
     attention_forward_fraction: float = 0.0
+    """The fraction of the peak that attention's forward reaches."""
     attention_backward_fraction: float = 0.0
+    """The fraction of the peak that attention's backward reaches."""
     memory_gb_per_s: float = 0.0
-    node_gb_per_s: float = 0.0  # to GPUs of the same node
-    network_gb_per_s: float = 0.0  # to other nodes
-    host_gb_per_s: float = 0.0  # to the CPU's memory
+    """The bandwidth of a GPU's memory."""
+    node_gb_per_s: float = 0.0
+    """The bandwidth from a GPU to others of its node."""
+    network_gb_per_s: float = 0.0
+    """The bandwidth from a GPU to other nodes."""
+    host_gb_per_s: float = 0.0
+    """The bandwidth from a GPU to the host's memory."""
 
     @property
     def memory_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""Passes in FP8. Approximate: a token near the threshold may fall on its other side (README, "Long sequences")."""
+"""Passes in FP8. Approximate: a token near the threshold may fall on its other side (docs/results/)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

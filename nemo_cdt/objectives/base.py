@@ -31,7 +31,7 @@ class Settings:
     """Keys as they were called before, and what they are called now. The old ones work for a release."""
 
     name: str = ""
-    """The objective's own, as it is registered."""
+    """The objective; set it as objective=NAME."""
 
 
 @dataclass(kw_only=True, frozen=True)

@@ -22,10 +22,10 @@ class Kind(StrEnum):
 class Fields:
     """The names of a row's fields. A null is a field that the data set does not have."""
 
-    text: str = "text"  # books
-    question: Optional[str] = None  # questions
-    answer: Optional[str] = None  # questions
-    passages: Optional[str] = None  # a list of passages
+    text: str = "text"  # books: the text
+    question: Optional[str] = None  # questions: the question
+    answer: Optional[str] = None  # questions: the answer
+    passages: Optional[str] = None  # questions: the list of passages
     passage: Optional[str] = None  # the text within a passage; null: a passage is a text itself
     evidence: Optional[str] = None  # the supporting passages: a list, or how many
     type: Optional[str] = None  # what kind of question it is: see reasoning_types
@@ -45,13 +45,13 @@ class Wording:
 class Source(Wording):
     kind: Kind = Kind.rows  # what a row of the files is: SET says it
     input: Optional[str] = None  # the data set's local copy: a file or a folder
-    hub: Optional[str] = None  # its name on the Hugging Face Hub
-    licence: Optional[str] = None  # for the summary
+    hub: Optional[str] = None  # the data set's name on the Hugging Face Hub
+    licence: Optional[str] = None  # the data set's licence, for the summary
     samples: Optional[int] = None  # documents to train on; null: all
-    validation_samples: int = 0  # documents held out, besides: no row and no book gives to both
-    seq_length: Optional[int] = None  # books: the tokens of every document
-    min_tokens: int = 2  # of a document, its chat template's included
-    max_tokens: Optional[int] = None  # of a document; null: any
+    validation_samples: int = 0  # documents held out beside those; no row and no book gives to both
+    seq_length: Optional[int] = None  # books: the number of tokens of every document
+    min_tokens: int = 2  # the least tokens of a document, its chat template's included
+    max_tokens: Optional[int] = None  # the most tokens of a document; null: any number
     evidence: list[int] = field(default_factory=list)  # numbers of supporting passages, equally often; empty: any
     languages: Optional[list[str]] = None  # whose rows are taken; null: of all
     reasoning_types: list[str] = field(default_factory=list)  # of rows whose answers are a reasoning
@@ -66,8 +66,8 @@ class Prepare(Source):
 
     output: Optional[str] = None  # the folder to write; one that was interrupted goes on
     tokenizer: Optional[str] = None  # a Hugging Face folder, or "byte"
-    seed: int = 42  # decides what is taken
-    workers: int = 1  # processes; they change nothing but the time
+    seed: int = 42  # the seed of what is taken
+    workers: int = 1  # the number of processes; they change nothing but the time
 
 
 @dataclass(kw_only=True)

@@ -1,15 +1,11 @@
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from nemo_cdt.analysis.measures import Measure
 from nemo_cdt.analysis.settings import Source, read
 from nemo_cdt.config import Precision
-
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -72,13 +68,3 @@ finally:
 
     assert (done.returncode, done.stdout) == (2, "\n")
     assert done.stderr == "error: model=nowhere: no such folder\n"
-
-
-@pytest.mark.parametrize("command", re.findall(r"^    nemo-cdt analyze (.*)$", README, re.MULTILINE))
-def test_the_readmes_commands_are_valid(tmp_path, monkeypatch, command):
-    monkeypatch.chdir(tmp_path)
-    for path in re.findall(r"\b(?:model|compare|predictions|baseline)=(\S+)", command):
-        (tmp_path / path).mkdir(parents=True, exist_ok=True)
-    measure, *overrides = command.split()
-
-    read(Measure(measure), overrides)

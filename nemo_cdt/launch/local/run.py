@@ -184,25 +184,34 @@ def _leads_a_session(process: psutil.Process) -> bool:
 
 
 CONTENTS = {
-    "report.html": "pictures and a token heat map, for any browser",
+    "report.html": "the report: pictures and a token heat map, for any browser",
     "hf": "the trained model, for transformers.AutoModelForCausalLM",
     "checkpoints": "NeMo's distributed checkpoints",
-    "init": "the weights it started from, which checkpoints of LoRA refer to",
+    "init": "the weights the run started from, to which LoRA's checkpoints refer",
     "metrics.jsonl": "the figures of every step",
-    "tensorboard": "the same, for TensorBoard",
-    "wandb": "the same, as Weights & Biases keeps it",
-    "mlflow": "the same, for `mlflow ui --backend-store-uri sqlite:///.../mlflow/mlflow.db`",
+    "tensorboard": "the same figures, for TensorBoard",
+    "wandb": "the same figures, as Weights & Biases keeps them",
+    "mlflow": "the same figures, for `mlflow ui --backend-store-uri sqlite:///.../mlflow/mlflow.db`",
     "profile": "where the time of one step went: traces for ui.perfetto.dev, tables",
     "sample.json": "what detection made of one document",
     "study.json": "which method finds the facts, and answers before and after",
     "baseline": "the run that this one is compared to",
     "config.yaml": "the whole configuration",
-    "versions.json": "with what it was made",
-    "data.json": "the sums of the data it trained on",
+    "versions.json": "the versions of the packages the run was made with",
+    "data.json": "the checksums of the data the run trained on",
     "loggers.yaml": "what this run is called at Weights & Biases and MLflow",
-    "job.json": "for nemo-cdt status, logs and cancel",
-    "tokenizer": "for the checkpoints",
+    "job.json": "the job, for nemo-cdt status, logs and cancel",
+    "tokenizer": "the tokenizer of the checkpoints",
+    "key_tokens.npz": "LongPPL's key tokens of the validation rows",
+    "index": "the order of books with data=pretrain, as Megatron keeps it",
+    "slurm": "the scripts and logs of Slurm jobs",
+    "ft_state.json": "the state of nvidia-resiliency-ext, which watches for hanging ranks",
+    "lightning_logs.txt": "Lightning's log",
+    "cmd-args.log": "NeMo's note of the command line",
+    "git-info.log": "NeMo's note of the commit",
+    "nemo_error_log.txt": "NeMo's warnings and errors",
 }
+"""What may be in OUTPUT, the most interesting first."""
 
 
 def _written(config: Config) -> dict[str, str]:

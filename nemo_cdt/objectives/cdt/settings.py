@@ -39,12 +39,22 @@ class CDTSettings(Settings):
 
     name: str = "cdt"
     beta: float = 5.0
-    shift_lr: Any = "scheduled"  # of the shift. "scheduled": the optimizer's current learning rate; or a number
+    """The strength of the shift: a noise token's embedding moves by its gradient times shift_lr times beta. 0 is plain
+    training."""
+    shift_lr: Any = "scheduled"
+    """The learning rate in the shift's strength: scheduled takes the optimizer's current one; or set a number."""
     normalization: Normalization = Normalization.gradient
+    """How a noise token's gradient g becomes its shift: gradient moves it by shift_lr * beta * g (Eq. 3), epsilon by
+    epsilon / (1 + |g|) * g, relative by the share rho of the embedding's length."""
     rho: float = 0.01
+    """The strength of the shift with normalization=relative: its length as a share of the embedding's length."""
     epsilon: float = 1e-3
+    """The strength of the shift with normalization=epsilon."""
     threshold_scope: ThresholdScope = ThresholdScope.document
+    """What one threshold is the mean over: each document, or the whole packed row, as in the authors' trainer."""
     detection_recompute: DetectionRecompute = DetectionRecompute.auto
+    """Which activations the detection pass computes again in its backward; auto takes the cheapest choice that fits
+    into the GPU, by the memory model of `nemo-cdt plan`."""
 
 
 def detection_settings(of: Settings) -> CDTSettings:

@@ -17,9 +17,12 @@ class LOGOSettings(Settings):
     MAY_BE_ZERO = frozenset({"margin", "sft_weight"})
 
     name: str = "logo"
-    preference_beta: float = 10.0  # of its log-sigmoid
-    margin: float = 0.3  # of mean log-probability that is asked of the chosen answer; SimPO's gamma / beta
-    sft_weight: float = 0.1  # of the chosen answer's own mean cross-entropy
+    preference_beta: float = 10.0
+    """The factor inside LOGO's log-sigmoid; it has nothing to do with objective.beta."""
+    margin: float = 0.3
+    """The mean log-probability by which the chosen answer must lead; it is SimPO's gamma / beta."""
+    sft_weight: float = 0.1
+    """The weight of the chosen answer's own mean cross-entropy."""
 
 
 class LOGO(Objective):

@@ -24,9 +24,12 @@ class LongCESettings(Settings):
     RENAMED: ClassVar[Mapping[str, str]] = {"internal": "stride"}
 
     name: str = "longce"
-    window: int = 4096  # tokens of short context, at least, that a token's weight is measured against
-    stride: int = 1024  # tokens that each window weighs, and by which the next one is further on
-    gamma: float = 5.0  # the largest weight
+    window: int = 4096
+    """The least number of tokens in the short context against which a token's weight is measured."""
+    stride: int = 1024
+    """The number of tokens that each window weighs, and by which the next window is further on."""
+    gamma: float = 5.0
+    """The largest weight of a token."""
 
 
 @dataclass(kw_only=True)
