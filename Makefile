@@ -1,4 +1,4 @@
-# make demo       set up, then train the demo: a tiny Llama, CDT beside plain CE, report and exported model
+# make demo       set up, then train the demo: a small pretrained Llama, CDT beside plain CE, report and exported model
 # make test       set up, then lint and all tests
 # make check      set up, then lint and the tests that start no NeMo, no command and no cluster
 # make docs       set up, then write docs/reference from the code and build the site into site/
@@ -15,7 +15,7 @@ PIP := python -m pip --quiet --disable-pip-version-check --no-input
 .PHONY: demo test check lint setup docs container lock
 
 demo: setup
-	$(BIN)/python recipes/cdt_llama31.py
+	$(BIN)/nemo-cdt train experiment=$(if $(EXPERIMENT),$(EXPERIMENT),demo)
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile

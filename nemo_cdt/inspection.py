@@ -9,7 +9,7 @@ from typing import Optional
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from nemo_cdt.config import Data
+from nemo_cdt.config import Questions
 from nemo_cdt.config.compose import compose_settings
 from nemo_cdt.data.documents import IGNORE, Document, Documents, TokenType
 from nemo_cdt.data.jsonl import JsonlDocuments
@@ -20,9 +20,9 @@ from nemo_cdt.data.tokenizer import load_tokenizer, token_texts
 from nemo_cdt.prepared import read_summary, require_there
 from nemo_cdt.utils.enums import StrEnum
 from nemo_cdt.utils.reading import encoded
+from nemo_cdt.validation.rules import refuse
 
 UNBOUNDED = 2**31
-HOPS, EMOJIS = Data().hops, Data().emojis
 LABELLED = "labelled"
 COLOURS = {
     "": (252, 245),
@@ -41,7 +41,7 @@ class Split(StrEnum):
 
 
 @dataclass(kw_only=True)
-class Inspection:
+class Inspection(Questions):
     rows: list[int] = field(default_factory=lambda: [0])
     """The numbers of the rows to show, from 0."""
     split: Split = Split.train
@@ -76,7 +76,9 @@ def _read(overrides: Sequence[str]) -> Inspection:
     unknown = [override for override in listed if "=" not in override]
     if unknown:
         raise ValueError(f"{unknown[0]} is no KEY=VALUE")
-    return compose_settings(Inspection, listed)
+    settings = compose_settings(Inspection, listed)
+    refuse([*settings.mistakes(asked=True, prefix="")])
+    return settings
 
 
 def _load(data: str, asked: Inspection) -> tuple[Documents, PreTrainedTokenizerFast]:
@@ -85,7 +87,7 @@ def _load(data: str, asked: Inspection) -> tuple[Documents, PreTrainedTokenizerF
         size = UNBOUNDED if asked.pack else max(asked.rows) + 1
         length = asked.seq_length or 1024
         drawn = MultihopDocuments(
-            tokenizer, seq_length=length, seed=asked.seed, size=size, hops=HOPS, emojis=EMOJIS, split=asked.split
+            tokenizer, seq_length=length, seed=asked.seed, size=size, split=asked.split, **asked.questions()
         )
         return drawn, tokenizer
     path = Path(data)

@@ -1,6 +1,7 @@
 """``nemo-cdt train``: compose ``conf/``, validate, launch. ``recipes/cdt_llama31.py`` is the same as a script."""
 
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,13 +13,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_cdt.config import Config, typed
-from nemo_cdt.config.compose import conf_dir, register, shown, words_of
+from nemo_cdt.config.compose import TINY, conf_dir, register, shown, words_of
 from nemo_cdt.config.errors import explain
 from nemo_cdt.config.init import with_model_of_init
+from nemo_cdt.fetch import fetch
 from nemo_cdt.launch import launch
 from nemo_cdt.launch.jobs import require_idle
 from nemo_cdt.launch.site import site_file, with_site
@@ -52,6 +54,8 @@ def main(arguments: Sequence[str], program: str) -> None:
     whole = args.config_path is not None or args.config_name is not None
     with reported(files=False):
         args.overrides = words_of(args.overrides, whole=whole)
+        if not (args.cfg or args.help or args.hydra_help or args.info):
+            args.overrides = with_model_of_demo(args.overrides)
     if args.config_path is not None and "://" not in args.config_path:
         args.config_path = os.path.abspath(args.config_path)  # Hydra's would begin in the folder of this file
     try:
@@ -62,6 +66,20 @@ def main(arguments: Sequence[str], program: str) -> None:
             _run_hydra(args, parser, lambda composed: _train(composed, args.overrides), str(conf_dir()), "config")
     except (HydraException, OmegaConfBaseException) as error:
         fail(explain(error))
+
+
+def with_model_of_demo(words: Sequence[str]) -> list[str]:
+    """Fetches the model of ``experiment=demo`` where it is not there yet; where it cannot be had, those of ``tiny``."""
+    demo, named = "experiment=demo", any(word.startswith(("init.", "model=")) for word in words)
+    folder = Path(OmegaConf.load(conf_dir() / "experiment/demo.yaml").init.hf)
+    if demo not in words or named or folder.exists():
+        return [*words]
+    try:
+        fetch("smollm2", folder)
+    except ValueError as error:
+        print(f"warning: {error}\nso the demo is experiment={TINY}: a tiny model from scratch", file=sys.stderr)
+        return [f"experiment={TINY}" if word == demo else word for word in words]
+    return [*words]
 
 
 def _train(composed: DictConfig, given: Sequence[str]) -> None:

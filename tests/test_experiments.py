@@ -14,7 +14,7 @@ from tests import jobs
 from tests.ranks import on_ranks
 
 EXPERIMENTS = options("experiment")
-PAPER = [name for name in EXPERIMENTS if name not in ("demo", "rows_llama31_8b_32k", "effect")]
+PAPER = [name for name in EXPERIMENTS if name not in ("demo", "tiny", "rows_llama31_8b_32k", "effect")]
 H100 = Cluster(**OmegaConf.load(conf_dir() / "cluster/h100.yaml"), gpus=8)
 
 

@@ -108,7 +108,7 @@ def test_a_start_that_finds_a_mistake_leaves_its_output_free(tmp_path):
     done = recipe("data.seq_length=512", "compare_to=null", "trainer.accelerator=cpu")
 
     assert (done.returncode, done.stderr.splitlines()[-1][:45]) == (2, "error: data.seq_length=512 is too short for t")
-    assert not (tmp_path / "runs/demo").exists()
+    assert not (tmp_path / "runs/tiny").exists()
 
 
 def test_the_points_of_a_sweep_have_folders_of_their_own_in_output(tmp_path):

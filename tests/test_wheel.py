@@ -70,10 +70,10 @@ def test_it_holds_the_package_and_conf_and_nothing_else(wheel):
     assert names == {str(path.relative_to(ROOT)) for path in package} | conf
 
 
-def test_it_trains_the_demo(nemo_cdt, tmp_path):
+def test_it_trains(nemo_cdt, tmp_path):
     nemo_cdt("train", *TINY)
 
-    run = tmp_path / "runs/demo"
+    run = tmp_path / "runs/tiny"
     assert [json.loads(row)["step"] for row in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2]
     assert (run / "report.html").exists()
     assert (run / "hf/model.safetensors").exists()

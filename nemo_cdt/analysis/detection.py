@@ -77,9 +77,10 @@ def by_method(one: Observation, key: KeyTokens | None, top_k: int) -> dict[str, 
     return {name: found[name] for name in METHODS if name in found}
 
 
-def detection(observations: Sequence[Observation], keys: Sequence[KeyTokens], top_k: int) -> Result:
-    """``keys``: LongPPL's, in the order of the observations."""
-    per_sample = {id(one): by_method(one, key, top_k) for one, key in zip(observations, keys, strict=True)}
+def detection(observations: Sequence[Observation], keys: Sequence[KeyTokens] | None, top_k: int) -> Result:
+    """``keys``: LongPPL's, in the order of the observations; None leaves LongPPL out."""
+    known = keys if keys is not None else [None] * len(observations)
+    per_sample = {id(one): by_method(one, key, top_k) for one, key in zip(observations, known, strict=True)}
     base = _base_rate(observations)
     result = Result(
         title="Which method finds the facts?",
@@ -107,9 +108,9 @@ def detection(observations: Sequence[Observation], keys: Sequence[KeyTokens], to
                 for name in quality
             ]
     result.numbers["base_rate"] = {type.name: one.json() for type, one in base.items()}
-    if empty := sum(not key.key_N.any() for key in keys):
+    if empty := sum(not key.key_N.any() for key in keys or ()):
         result.notices.append(
-            f"LongPPL found no key token in {empty} of {len(keys)} samples; they are left out of its shares and "
+            f"LongPPL found no key token in {empty} of {len(known)} samples; they are left out of its shares and "
             "precision."
         )
     return result

@@ -63,8 +63,7 @@ def load_samples(
         seq_length=settings.seq_length,
         seed=seed,
         size=settings.samples,
-        hops=settings.hops,
-        emojis=settings.emojis,
+        **settings.questions(),
         haystack=settings.path,
         split="validation",
     )

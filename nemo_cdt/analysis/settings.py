@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Optional
 
 from nemo_cdt.analysis.measures import Measure
-from nemo_cdt.config import Accelerator, KeyTokenRule, Precision
+from nemo_cdt.config import Accelerator, KeyTokenRule, Precision, Questions
 from nemo_cdt.config.compose import compose_settings
 from nemo_cdt.utils.enums import StrEnum
 
@@ -31,13 +31,11 @@ class Optimizer(StrEnum):
 
 
 @dataclass(kw_only=True, slots=True)
-class Samples:
+class Samples(Questions):
     name: Source = Source.multihop  # generated, or read from data.path; data=NAME is short for it
     path: Optional[str] = None  # jsonl: the samples. multihop: haystack text, a file or a folder of text files
     samples: int = 16  # the most samples to take
     seq_length: int = 1024  # multihop: the number of tokens of a sample
-    hops: list[int] = field(default_factory=lambda: [3, 4])  # multihop: which of 3 and 4 to draw from
-    emojis: int = 3  # multihop: low-frequency tokens in each sample
 
 
 @dataclass(kw_only=True, slots=True)
@@ -116,7 +114,6 @@ def _numbers(settings: Settings) -> Iterator[str]:
         "resamples": (settings.resamples, 1),
         "data.samples": (data.samples, 1),
         "data.seq_length": (data.seq_length, 1),
-        "data.emojis": (data.emojis, 0),
         "longppl.context": (longppl.context, 1),
         "longppl.window": (longppl.window, 1),
         "longppl.batch": (longppl.batch, 1),
@@ -125,8 +122,7 @@ def _numbers(settings: Settings) -> Iterator[str]:
     for key, (value, least) in at_least.items():
         if value < least:
             yield f"{key}={value} must be at least {least}"
-    if not data.hops or set(data.hops) - {3, 4}:
-        yield f"data.hops={data.hops} must be some of 3 and 4"
+    yield from data.mistakes(asked=data.name is Source.multihop)
     if data.name is Source.jsonl and data.path is None:
         yield "data=jsonl needs data.path=FILE: the samples, with their token types"
     if not denoise.dtypes or not (denoise.strengths or denoise.rhos):

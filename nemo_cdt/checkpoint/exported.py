@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_cdt.checkpoint.sums import sum_of
-from nemo_cdt.utils.atomic_write import atomic_write, beside, real
+from nemo_cdt.utils.atomic_write import atomic_write, beside, real, with_usual_modes
 from nemo_cdt.utils.reading import FileError, entry, read_json
 
 MARK = "nemo_cdt_export.json"
@@ -46,6 +46,7 @@ def replacing(folder: Path, output: Path) -> Iterator[Path]:
     new.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield new
+        with_usual_modes(new)
         atomic_write(new / MARK, json.dumps({"run": _made_id(output), "files": _listed(new)}, indent=1))
         _swap(folder, new, _replaced(folder, output))
     except BaseException:

@@ -21,6 +21,8 @@ from nemo_cdt.objectives.registry import foreign_settings
 
 S = TypeVar("S")
 PACKAGE = Path(__file__).parents[1]
+TINY = "tiny"
+"""The experiment of a command line that names none: it needs no network."""
 
 
 def conf_dir() -> Path:
@@ -68,9 +70,9 @@ def compose(overrides: Sequence[str], schema: type[S] = Config) -> S:  # type: i
 
 
 def words_of(overrides: Sequence[str], *, whole: bool = False) -> list[str]:
-    """What Hydra gets of a command line: keys by their names of now; the demo, where it names no model and no data.
+    """What Hydra gets of a command line: keys by their names of now; ``tiny``, where it names no model and no data.
 
-    ``whole``: the primary configuration is the user's own, which has no demo. Raises ValueError for ``GROUP=null``,
+    ``whole``: the primary configuration is the user's own, which has no default. Raises ValueError for ``GROUP=null``,
     of which Hydra makes a traceback.
     """
     own = r"[+~]{0,2}(experiment|model|data|init|init\.\w+|data\.(path|validation_path))(=|@|$)"
@@ -78,8 +80,8 @@ def words_of(overrides: Sequence[str], *, whole: bool = False) -> list[str]:
     for group in groups():
         if f"{group}=null" in overrides:
             raise ValueError(f"{group}=null is no option: choose {group}={'|'.join(options(group))}, or leave it out")
-    demo = [] if whole or any(re.match(own, override) for override in overrides) else ["experiment=demo"]
-    return [*demo, *overrides_with_new_names(overrides)]
+    default = [] if whole or any(re.match(own, override) for override in overrides) else [f"experiment={TINY}"]
+    return [*default, *overrides_with_new_names(overrides)]
 
 
 def at_home(overrides: Sequence[str]) -> list[str]:

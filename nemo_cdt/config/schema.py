@@ -192,7 +192,40 @@ class Model:
 
 
 @dataclass(kw_only=True, slots=True)
-class Data:
+class Questions:
+    """What ``multihop`` generates; training, ``analyze`` and ``inspect`` share these keys."""
+
+    hops: list[int] = field(default_factory=lambda: [3, 4])
+    """With data=multihop: the numbers of facts, from 1 to 4, that an answer may need; one is drawn for each sample."""
+    needles: float = 0.0
+    """With data=multihop: the share of samples that ask for one fact instead, as RULER's needles do."""
+    begun: bool = False
+    """With data=multihop: begin the answer's sentence, for a model that was not trained on bare answers."""
+    chat: bool = False
+    """With data=multihop: write each sample as a chat, by the tokenizer's template."""
+    emojis: int = 3
+    """With data=multihop: the number of low-frequency tokens (emojis) in each sample."""
+
+    def questions(self) -> dict[str, Any]:
+        """As :class:`nemo_cdt.data.multihop.MultihopDocuments` takes them."""
+        return {key.name: getattr(self, key.name) for key in fields(Questions)}
+
+    def mistakes(self, *, asked: bool, prefix: str = "data.") -> Iterator[str]:
+        """What is wrong with them, a line each. ``asked``: whether the data is ``multihop``, which they are for."""
+        default = Questions().questions()
+        idle = [prefix + key for key, value in self.questions().items() if value != default[key]]
+        if idle and not asked:
+            yield f"{', '.join(idle)}: only data=multihop generates questions; leave out what other data does not use"
+        if not self.hops or set(self.hops) - {1, 2, 3, 4}:
+            yield f"{prefix}hops={self.hops}: set it to some of 1 to 4, such as [3,4]"
+        if not 0 <= self.needles <= 1:
+            yield f"{prefix}needles={self.needles}: it is a share, so set it to 0 to 1"
+        if self.emojis < 0:
+            yield f"{prefix}emojis={self.emojis}: set it to 0 or more"
+
+
+@dataclass(kw_only=True, slots=True)
+class Data(Questions):
     """Where rows come from, and how long they are."""
 
     name: DataName = DataName.multihop
@@ -216,9 +249,6 @@ class Data:
     """Fill each row with whole documents; attention, positions and thresholds stay within each document."""
     truncate: bool = False
     """With data=jsonl: cut a document that is longer than seq_length + 1 tokens instead of refusing it."""
-    hops: list[int] = field(default_factory=lambda: [3, 4])  # multihop: which of 3 and 4 to draw from
-    emojis: int = 3
-    """With data=multihop: the number of low-frequency tokens (emojis) in each sample."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -378,12 +408,20 @@ class Export:
 
 
 @dataclass(kw_only=True, slots=True)
+class Study:
+    """What the report tells of ``init.hf`` and of what became of it, on the validation's questions of ``multihop``."""
+
+    samples: int = 0
+    """The number of questions on which attention, gradient and IG are compared before training; 0 makes no study."""
+
+
+@dataclass(kw_only=True, slots=True)
 class Config:
     """A run: its name and place, and its groups."""
 
-    name: str = "demo"
+    name: str = "run"
     """The name of the run, from which its output folder is named."""
-    output: str = "runs/demo"
+    output: str = "runs/run"
     """The folder that the run writes: runs/NAME unless it is set."""
     resume: bool = False
     """Whether the run goes on from the last checkpoint in output."""
@@ -404,6 +442,7 @@ class Config:
     longppl: LongPPL = field(default_factory=LongPPL)
     init: Init = field(default_factory=Init)
     export: Export = field(default_factory=Export)
+    study: Study = field(default_factory=Study)
 
     def __post_init__(self) -> None:
         if self.objective is None:

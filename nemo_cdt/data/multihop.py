@@ -1,36 +1,26 @@
-"""The paper's preliminary task (Appendix B.1), generated: multi-hop questions about facts hidden in a long haystack.
+"""The paper's preliminary task (Appendix B.1), generated: questions about facts hidden in a long haystack.
 
-A person carries an object from one place to another; the answer is the first place. The facts that say so keep their
-order, and around them stand a haystack, other facts that change nothing, and a few emojis.
+The facts keep their order, and around them stand a haystack, other facts that change nothing, and a few emojis.
+:mod:`nemo_cdt.data.stories` has the facts and the questions.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count, product
-from typing import TypeVar
+from itertools import count
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from nemo_cdt.data.documents import IGNORE, Document, TokenType
 from nemo_cdt.data.haystack import load_haystack
+from nemo_cdt.data.stories import PLACES, WORDS, Story, longest_facts, pick, questions, tell, tell_needle
+from nemo_cdt.data.templates import rendered
 from nemo_cdt.data.tokenizer import encode
 
-PERSONS = ["Mary", "Daniel", "Mike", "John", "Sandra"]
-OBJECTS = ["apple", "football", "milk", "book", "hat", "key"]
-PLACES = ["office", "bedroom", "bathroom", "kitchen", "hallway", "garden"]
-MOVES = ["went to", "journeyed to", "travelled to", "moved to", "went back to"]
-PICKS = ["picked up", "took", "grabbed", "got"]
-DROPS = ["dropped", "put down", "discarded", "left"]
 EMOJIS = [chr(code) for code in range(0x1F400, 0x1F43F)]
-QUESTIONS = {
-    3: "Where was the {thing} before the {place}?",
-    4: "Where was the {thing}'s location prior to the place where the {thing} was discarded, left or dropped?",
-}
 CHUNKS = 10
 """The haystack's equal parts; supporting facts stand at the beginnings of some of them."""
 
-T = TypeVar("T")
 Piece = tuple[str, TokenType]
 
 
@@ -58,14 +48,45 @@ class MultihopSample:
         return [self.text[span.start : span.end] for span in self.spans if span.type is type]
 
 
+@dataclass(kw_only=True, slots=True)
+class Frame:
+    """What stands around the context, the question and the answer.
+
+    ``gap``: between what follows the question and the answer, or its beginning.
+    ``after``: the end of an answer that the model is to write too. Nothing where the answer is begun for it: a
+    pretrained model writes a whole sentence then, and only the next word is asked for.
+    """
+
+    before: str
+    question: str
+    after_question: str
+    gap: str
+    begun: bool
+    after: str
+
+    def asked(self, question: str, beginning: str) -> str:
+        """The question, up to where the model goes on."""
+        asked = self.question + question + self.after_question
+        return asked + self.gap + beginning if self.begun else asked
+
+
 class MultihopDocuments:
     """``Documents`` of at most ``seq_length + 1`` tokens; the one at an index depends on (seed, split, index) alone.
 
-    Only the answer, and the eos after it, is labelled. hops: 3, 4 or both, to draw from. emojis: how many a sample
-    holds. haystack: see :func:`nemo_cdt.data.haystack.load_haystack`. split: "train" or "validation".
+    The answer is labelled, and the end of text (of a chat's turn) after it where it is not begun.
+
+    Args:
+        hops: some of 1 to 4, to draw from: how many facts the answer follows from.
+        emojis: how many a sample holds.
+        needles: the share of samples that ask for a single fact of RULER's kind instead.
+        begun: whether the answer's sentence is begun, so that the answer is the likeliest next word.
+        chat: whether a sample is a chat, by the tokenizer's template.
+        haystack: see :func:`nemo_cdt.data.haystack.load_haystack`.
+        split: "train" or "validation".
 
     Raises:
-        ValueError: where the facts alone may not fit into ``seq_length``, or the haystack cannot be read.
+        ValueError: where the facts alone may not fit into ``seq_length``, the haystack cannot be read, or the
+            tokenizer has no template for a chat.
     """
 
     def __init__(
@@ -77,6 +98,9 @@ class MultihopDocuments:
         size: int,
         hops: Sequence[int],
         emojis: int,
+        needles: float = 0.0,
+        begun: bool = False,
+        chat: bool = False,
         haystack: str | None = None,
         split: str = "train",
     ):
@@ -86,6 +110,9 @@ class MultihopDocuments:
         self._size = size
         self._hops = list(hops)
         self._emojis = emojis
+        self._needles = needles
+        self._chat = chat
+        self._frame = _chat_frame(tokenizer, begun) if chat else _bare_frame(begun)
         self._counts: dict[str, int] = {}
         needed = self._longest_facts()
         if needed > self._limit:
@@ -113,13 +140,14 @@ class MultihopDocuments:
         if not 0 <= index < self._size:
             raise IndexError(index)
         rng = np.random.default_rng([*self._seed, index])
-        story = _tell(rng, _pick(rng, self._hops))
-        emojis = [_pick(rng, EMOJIS) for _ in range(self._emojis)]
-        facts_alone = _sample(story, _hide(rng, story, emojis, []))
+        needle = self._needles > 0 and rng.random() < self._needles
+        story = tell_needle(rng) if needle else tell(rng, pick(rng, self._hops))
+        emojis = [pick(rng, EMOJIS) for _ in range(self._emojis)]
+        facts_alone = _sample(story, _hide(rng, story, emojis, []), self._frame)
         room = self._limit - len(self._encode(facts_alone)[0])
         context = _hide(rng, story, emojis, self._sentences(int(rng.integers(len(self._haystack))), room))
         while True:
-            sample = _sample(story, context)
+            sample = _sample(story, context, self._frame)
             ids, types = self._encode(sample)
             if len(ids) <= self._limit:
                 return sample, ids, types
@@ -128,12 +156,15 @@ class MultihopDocuments:
 
     def _encode(self, sample: MultihopSample) -> tuple[np.ndarray, np.ndarray]:
         """Token ids and types. A token is of the span its last character lies in, or, between two, of the next."""
-        encoding = encode(self._tokenizer, sample.text, return_offsets_mapping=True, return_special_tokens_mask=True)
+        how = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
+        encoding = encode(self._tokenizer, sample.text, add_special_tokens=not self._chat, **how)
         last_characters = np.array(encoding["offset_mapping"])[:, 1] - 1
         span = np.searchsorted([span.end for span in sample.spans], last_characters, side="right")
         types = np.array([span.type for span in sample.spans], dtype=np.uint8)[span]
         types[np.array(encoding["special_tokens_mask"]) == 1] = TokenType.irrelevant
         ids, eos = encoding["input_ids"], self._tokenizer.eos_token_id
+        if self._chat or self._frame.begun:
+            return np.array(ids, dtype=np.int64), types
         if eos is not None and ids[-1] != eos:
             ids, types = [*ids, eos], np.append(types, types[-1])
         types[-1] = TokenType.answer
@@ -170,66 +201,23 @@ class MultihopDocuments:
         return self._counts[text]
 
     def _longest_facts(self) -> int:
-        """Tokens of the longest sample without a haystack: 3 times as many facts as hops, emojis, question, answer."""
+        """Tokens of the longest sample without a haystack: facts, emojis, question, answer."""
 
-        def longest(*words: Sequence[str]) -> int:
-            return max(self._count(" " + " ".join(sentence) + ".") for sentence in product(*words))
+        def of(hops: int) -> int:
+            count, facts = longest_facts(hops)
+            asked = (self._frame.asked(*words) for words in questions(hops))
+            return count * longest(facts) + max(map(self._count, asked))
 
-        def question(hops: int) -> int:
-            asked = (_frame(QUESTIONS[hops].format(thing=t, place=p)) for t, p in product(OBJECTS, PLACES))
-            return max(map(self._count, asked))
+        def longest(texts: Sequence[str]) -> int:
+            return max(self._count(" " + text) for text in texts)
 
-        fact = max(longest(PERSONS, MOVES, ["the"], PLACES), longest(PERSONS, PICKS + DROPS, ["the"], OBJECTS))
         special = len(encode(self._tokenizer, "")["input_ids"]) + 1
-        facts_and_question = max(3 * hops * fact + question(hops) for hops in self._hops)
-        return facts_and_question + self._emojis * longest(EMOJIS) + longest(PLACES) + special
+        around = sum(map(self._count, (self._frame.before, self._frame.after)))
+        facts_and_question = max(map(of, {*self._hops, *[0] * (self._needles > 0)}))
+        return facts_and_question + self._emojis * longest(EMOJIS) + longest([*PLACES, *WORDS]) + around + special
 
 
-@dataclass(kw_only=True, slots=True)
-class _Story:
-    supporting: list[str]
-    interference: list[str]
-    question: str
-    answer: str
-
-
-def _tell(rng: np.random.Generator, hops: int) -> _Story:
-    """Figure 13, and for 3 hops bAbI's qa3."""
-    person, thing = _pick(rng, PERSONS), _pick(rng, OBJECTS)
-    answer, place = (PLACES[index] for index in rng.permutation(len(PLACES))[:2])
-    picks = f"{person} {_pick(rng, PICKS)} the {thing}."
-    moves = f"{person} {_pick(rng, MOVES)} the {answer}."
-    moves_on = f"{person} {_pick(rng, MOVES)} the {place}."
-    drops = f"{person} {_pick(rng, DROPS)} the {thing}."
-    return _Story(
-        supporting=[picks, moves, moves_on] if hops == 3 else [moves, picks, moves_on, drops],
-        interference=_interfere(rng, int(rng.integers(hops, 2 * hops, endpoint=True)), person, thing),
-        question=QUESTIONS[hops].format(thing=thing, place=place),
-        answer=answer,
-    )
-
-
-def _interfere(rng: np.random.Generator, facts: int, person: str, thing: str) -> list[str]:
-    """A consistent story of its own: ``person`` never moves in it and nobody touches ``thing``."""
-    others = [name for name in PERSONS if name != person]
-    free, holder = [name for name in OBJECTS if name != thing], {}
-    story = []
-    for _ in range(facts):
-        action = _pick(rng, ["move", "pick", "drop"])
-        if action == "pick" and free:
-            held = free.pop(rng.integers(len(free)))
-            holder[held] = _pick(rng, PERSONS)
-            story.append(f"{holder[held]} {_pick(rng, PICKS)} the {held}.")
-        elif action == "drop" and holder:
-            held = _pick(rng, list(holder))
-            free.append(held)
-            story.append(f"{holder.pop(held)} {_pick(rng, DROPS)} the {held}.")
-        else:
-            story.append(f"{_pick(rng, others)} {_pick(rng, MOVES)} the {_pick(rng, PLACES)}.")
-    return story
-
-
-def _hide(rng: np.random.Generator, story: _Story, emojis: list[str], haystack: list[str]) -> list[Piece]:
+def _hide(rng: np.random.Generator, story: Story, emojis: list[str], haystack: list[str]) -> list[Piece]:
     """The context: facts and emojis between the haystack's sentences, an interference after the last supporting one."""
     context = [(sentence, TokenType.irrelevant) for sentence in haystack]
     chunks = np.sort(rng.choice(CHUNKS, len(story.supporting), replace=False))
@@ -254,9 +242,28 @@ def _insert(context: list[Piece], places: np.ndarray, texts: list[str], type: To
         context.insert(int(place), (text, type))
 
 
-def _sample(story: _Story, context: list[Piece]) -> MultihopSample:
-    pieces = [*context, (_frame(story.question), TokenType.question), (story.answer, TokenType.answer)]
-    separators = ["", *[" "] * (len(context) - 1), "\n", " "]
+def _bare_frame(begun: bool) -> Frame:
+    return Frame(before="", question="Question: ", after_question="\nAnswer:", gap=" ", begun=begun, after="")
+
+
+def _chat_frame(tokenizer: PreTrainedTokenizerFast, begun: bool) -> Frame:
+    """The tokenizer's template around a user's message, which has the context and the question, and the answer."""
+    message, answer = "The user's message.", "The assistant's answer."
+    text, turns = rendered(tokenizer, [{"role": "user", "content": message}, {"role": "assistant", "content": answer}])
+    if text.count(message) != 1 or text.count(answer) != 1 or len(turns) != 1:
+        raise ValueError("data.chat=true: the tokenizer's chat template does not write messages as they are")
+    before, between = text.split(answer)[0].split(message)
+    after = text[text.index(answer) + len(answer) : turns[0][1]]
+    after = "" if begun else after
+    return Frame(before=before, question="Question: ", after_question=between, gap="", begun=begun, after=after)
+
+
+def _sample(story: Story, context: list[Piece], frame: Frame) -> MultihopSample:
+    asked = frame.asked(story.question, story.beginning)
+    pieces = [*context, (asked, TokenType.question), (story.answer + frame.after, TokenType.answer)]
+    separators = ["", *[" "] * (len(context) - 1), "\n", " " if frame.begun else frame.gap]
+    if frame.before:
+        pieces, separators = [(frame.before, TokenType.irrelevant), *pieces], ["", *separators]
     text, spans, position = [], [], 0
     for separator, (piece, type) in zip(separators, pieces, strict=True):
         start = position + len(separator)
@@ -264,13 +271,5 @@ def _sample(story: _Story, context: list[Piece]) -> MultihopSample:
         text += [separator, piece]
         spans.append(Span(start=start, end=position, type=type))
     return MultihopSample(
-        text="".join(text), spans=spans, question=story.question, answer=story.answer, hops=len(story.supporting)
+        text="".join(text), spans=spans, question=story.question, answer=story.answer, hops=story.hops
     )
-
-
-def _frame(question: str) -> str:
-    return f"Question: {question}\nAnswer:"
-
-
-def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-    return options[rng.integers(len(options))]

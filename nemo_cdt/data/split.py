@@ -55,7 +55,7 @@ def require_room(data: Data, tokenizer: PreTrainedTokenizerFast) -> None:
 
 def _questions(data: Data, tokenizer: PreTrainedTokenizerFast, **more: Any) -> MultihopDocuments:
     length = data.document_length or data.seq_length
-    return MultihopDocuments(tokenizer, seq_length=length, hops=data.hops, emojis=data.emojis, **more)
+    return MultihopDocuments(tokenizer, seq_length=length, **data.questions(), **more)
 
 
 def _jsonl(

@@ -6,6 +6,7 @@ import jinja2
 
 from nemo_cdt.report import heatmap, plots, summary
 from nemo_cdt.report.run import Run, read_run
+from nemo_cdt.report.verdict import verdict
 from nemo_cdt.utils.atomic_write import atomic_write
 from nemo_cdt.utils.reading import valid
 
@@ -29,6 +30,7 @@ def render(run: Run, folder: Path) -> str:
     environment.filters["number"] = summary.number
     return environment.get_template("page.html.j2").render(
         run=run,
+        verdict=verdict(run),
         headline=summary.headline(run),
         facts=summary.facts(run),
         command=summary.again(run, folder),

@@ -13,6 +13,7 @@ from nemo_cdt.config import Config, load
 from nemo_cdt.data.documents import TokenType
 from nemo_cdt.describe import describe
 from nemo_cdt.objectives import objective_of
+from nemo_cdt.report.study import Study, read_study
 from nemo_cdt.utils.reading import FileError, blamed_on, metrics_row, read_json, read_lines
 
 Series = dict[str, np.ndarray]
@@ -39,6 +40,7 @@ class Run:
     validation: Series | None
     baseline: "Run | None" = None
     sample: Sample | None = None
+    study: Study | None = None
     versions: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
 
@@ -54,7 +56,8 @@ class Run:
 def read_run(folder: Path) -> Run:
     """ValueError where ``folder`` is no run: no ``config.yaml``, or no training step in ``metrics.jsonl``."""
     run = _read_training(folder)
-    for name, read in {"baseline": _read_training, "sample": _read_sample, "versions": _read_versions}.items():
+    parts = {"baseline": _read_training, "sample": _read_sample, "study": read_study, "versions": _read_versions}
+    for name, read in parts.items():
         path = folder / (name if name == "baseline" else f"{name}.json")
         if path.exists():
             try:

@@ -1,5 +1,6 @@
 """A run in words and numbers: what was run, its first, last and best values, and whether denoising did anything."""
 
+import math
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,6 +61,8 @@ def headline(run: Run) -> list[tuple[str, str]]:
 def facts(run: Run) -> list[tuple[str, str]]:
     """(name, value): what was run."""
     found = describe(run.config)
+    if (exported := run.config.export.hf) is not None:
+        found["Exported"] = f"{exported}, for transformers.AutoModelForCausalLM.from_pretrained"
     found["Steps"] = f"{int(run.training['step'][-1]):,} of {found['Steps']}"
     if run.versions:
         found["Versions"] = ", ".join(f"{name} {version}" for name, version in run.versions.items())
@@ -112,20 +115,39 @@ def number(value: float) -> str:
 
 
 def _cells(run: Run, key: str, best: Best) -> list[str]:
-    first, *last_and_best = _first_last_best(run, key, best)
-    baseline = [] if run.baseline is None else _first_last_best(run.baseline, key, best)[1:]
-    return [first, *last_and_best, *baseline]
+    found = _first_last_best(run, key, best)
+    if run.baseline is not None:
+        found += _first_last_best(run.baseline, key, best)[1:]
+    numbers = in_equal_digits([value for value, _ in found])
+    return [text if step is None else f"{text} (step {step:,})" for text, (_, step) in zip(numbers, found, strict=True)]
 
 
-def _first_last_best(run: Run, key: str, best: Best) -> list[str]:
+def in_equal_digits(values: list[float]) -> list[str]:
+    """With as many decimals each, so that they can be compared by eye: four digits of the largest."""
+    known = [abs(value) for value in values if not np.isnan(value)]
+    largest = max(known, default=0.0)
+    if 0 < largest < 1e-3:
+        return [_dash(value, f"{value:.3e}") for value in values]
+    decimals = 0 if largest >= 1000 else 4 if largest < 1 else 3 - math.floor(math.log10(largest))
+    return [_dash(value, f"{value:,.{decimals}f}") for value in values]
+
+
+def _dash(value: float, text: str) -> str:
+    return "—" if np.isnan(value) else text
+
+
+def _first_last_best(run: Run, key: str, best: Best) -> list[tuple[float, int | None]]:
+    """Each with the step that it is of, where that is told."""
+    nothing = (float("nan"), None)
     series = run.validation if key.startswith("val_") else run.training
     if series is None or key not in series:
-        return ["—"] * 3
+        return [nothing] * 3
     values = _values(series, key)
+    first_and_last: list[tuple[float, int | None]] = [(float(values[0]), None), (float(values[-1]), None)]
     if best is None or np.isnan(values).all():
-        return [number(values[0]), number(values[-1]), "—"]
+        return [*first_and_last, nothing]
     at = best(values)
-    return [number(values[0]), number(values[-1]), f"{number(values[at])} (step {int(series['step'][at]):,})"]
+    return [*first_and_last, (float(values[at]), int(series["step"][at]))]
 
 
 def _values(series: Series, key: str) -> np.ndarray:

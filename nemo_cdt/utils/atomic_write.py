@@ -22,10 +22,19 @@ def new_folder(destination: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)  # refused where it is there: what is removed below is what was made here
     try:
         yield partial
+        with_usual_modes(partial)
         partial.replace(destination)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def with_usual_modes(folder: Path) -> None:
+    """Lets whoever may look into ``folder`` read its files: safetensors writes them for their owner alone."""
+    readable = folder.stat().st_mode & 0o444
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(path.stat().st_mode & 0o777 | readable)
 
 
 def beside(path: Path) -> Path:

@@ -14,9 +14,7 @@ from nemo_cdt.prepared import TRAIN, VALIDATION, fingerprint, read_summary
 from nemo_cdt.utils.reading import read_lines
 from nemo_cdt.validation.layout import check_vocabulary
 from nemo_cdt.validation.outputs import check_output
-from nemo_cdt.validation.rules import nearest, require, require_all
-
-HOPS = {3, 4}
+from nemo_cdt.validation.rules import nearest, refuse, require, require_all
 
 
 def require_sources(config: Config) -> None:
@@ -25,7 +23,7 @@ def require_sources(config: Config) -> None:
     The files of a run that a launcher starts elsewhere are checked there, by :func:`check_files`.
     """
     here = () if config.launcher.elsewhere else (check_files, check_output)
-    require_all(*(partial(check, config) for check in (_check_lora, _check_data, *here)))
+    require_all(*(partial(check, config) for check in (_check_lora, _check_data, _check_study, *here)))
 
 
 def check_files(config: Config) -> None:
@@ -36,8 +34,7 @@ def check_files(config: Config) -> None:
 
 def _check_data(config: Config) -> None:
     data, interval = config.data, config.trainer.val_interval
-    if data.name is DataName.multihop:
-        require(bool(data.hops) and set(data.hops) <= HOPS, f"data.hops={data.hops}: set it to [3], [4] or [3,4]")
+    refuse([*data.mistakes(asked=data.name is DataName.multihop)])
     if data.name is not DataName.multihop:
         require(
             data.path is not None,
@@ -55,6 +52,24 @@ def _check_data(config: Config) -> None:
         interval == 0 or data.validation_samples % whole == 0,
         f"data.validation_samples={data.validation_samples} must be a multiple of trainer.global_batch_size={whole}, "
         f"or the rest is never validated on: set data.validation_samples={nearest(data.validation_samples, whole)}",
+    )
+
+
+def _check_study(config: Config) -> None:
+    """It asks Hugging Face folders, in the process that trained, questions whose facts are known."""
+    asked = config.study.samples
+    needs = {
+        "data=multihop": config.data.name is DataName.multihop,
+        "init.hf=DIR": config.init.hf is not None,
+        "export.hf=DIR": config.export.hf is not None,
+        "launcher=local": not config.launcher.elsewhere,
+    }
+    missing = [key for key, there in needs.items() if not there]
+    require(not asked or not missing, f"study.samples={asked} needs {', '.join(missing)}: set it, or study.samples=0")
+    most = config.data.validation_samples
+    require(
+        asked <= most,
+        f"study.samples={asked} with data.validation_samples={most}, which they are of: set {most} or fewer",
     )
 
 

@@ -21,6 +21,7 @@ MAY_BE_ZERO = {
     "data.validation_samples",
     "data.num_workers",
     "data.emojis",
+    "data.needles",
     "longppl.alpha",
     "model.attention_dropout",
     "model.hidden_dropout",
@@ -40,6 +41,7 @@ MAY_BE_ZERO = {
     "optim.beta2",
     "launcher.max_restarts",
     "launcher.requeues",
+    "study.samples",
 }
 MAY_BE_NEGATIVE = {"longppl.beta"}
 FAMILIES = {  # what Hugging Face has in each: qkv_bias, qk_norm, and whether a sliding window is possible

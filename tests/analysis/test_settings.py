@@ -29,7 +29,7 @@ def test_overrides_are_those_of_hydra(given):
     [
         ("ig", ["topk=3"], "unknown key topk: did you mean top_k?"),
         ("ig", ["data.length=3"], "unknown key data.length: did you mean data.seq_length?"),
-        ("ig", ["+data.pack=true"], "unknown key data.pack: data has name, path,"),
+        ("ig", ["+data.pack=true"], "unknown key data.pack: data has hops, needles,"),
         ("ig", ["top_k=many"], "top_k: Value 'many' of type 'str' could not be converted to Integer"),
         ("ig", ["dtype=fp16"], "dtype: Invalid value 'fp16', expected one of \\[bf16, fp32\\]"),
         ("ig", ["data=text"], "data.name: Invalid value 'text', expected one of \\[multihop, jsonl\\]"),
@@ -41,7 +41,8 @@ def test_overrides_are_those_of_hydra(given):
         ("significance", ["predictions=a"], "predictions=a: no such file"),
         ("fr", ["top_k=0"], "top_k=0 must be at least 1"),
         ("longppl", ["longppl.window=0"], "longppl.window=0 must be at least 1"),
-        ("ig", ["data.hops=[2]"], r"data.hops=\[2\] must be some of 3 and 4"),
+        ("ig", ["data.hops=[5]"], r"data.hops=\[5\]: set it to some of 1 to 4"),
+        ("ig", ["data=jsonl", "data.path=x", "data.begun=true"], "data.begun: only data=multihop generates questions"),
         ("ig", ["data=jsonl"], "data=jsonl needs data.path=FILE"),
         ("denoise", ["denoise.rhos=[0.1,-1]"], r"denoise.rhos=\[0.1, -1.0\] must be positive"),
         ("denoise", ["denoise.dtypes=[]"], "denoise needs a denoise.dtypes"),

@@ -45,7 +45,7 @@ def test_every_option_of_every_group_composes_to_a_run(option):
     length = [] if group == "experiment" else ["data.seq_length=8192"]
     chosen = [] if group in ("model", "experiment") else ["model=tiny"]
     without = [option, *chosen, *length, "data.path=rows.jsonl", "compare_to=null", *site]
-    write_described(Path("llama"), Model() if name == "init" else composed(*without).model)
+    write_described(Path("llama"), Model() if name in ("init", "demo") else composed(*without).model)
     wanted = [*chosen, *length, "data.path=rows.jsonl", "compare_to=null", "init.hf=llama"]
     if composed(option, *wanted, *site).trainer.num_nodes > 1:
         site = ["launcher=slurm", f"launcher.site={SITE}"]
@@ -56,11 +56,11 @@ def test_every_option_of_every_group_composes_to_a_run(option):
     validate(config)
 
 
-def test_without_arguments_the_run_is_the_demo():
+def test_without_arguments_the_run_is_the_tiny_one():
     config = composed()
 
-    assert (config.name, config.output, config.export.hf) == ("demo", "runs/demo", "runs/demo/hf")
-    assert config == composed("experiment=demo")
+    assert (config.name, config.output, config.export.hf) == ("tiny", "runs/tiny", "runs/tiny/hf")
+    assert config == composed("experiment=tiny")
 
 
 def test_a_group_on_the_command_line_wins_over_the_experiment_and_a_key_over_both():

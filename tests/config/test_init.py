@@ -122,8 +122,8 @@ def test_numbers_that_were_in_fp32_are_the_same_numbers():
 
 
 @pytest.mark.parametrize("given", [["data=jsonl"], ["data.path=rows.jsonl"], ["init.hf=null"]])
-def test_the_bare_command_is_the_demo_and_nothing_else_is(given, capsys):
-    assert compose(["objective.beta=3", "optim=constant"]).name == "demo"
+def test_the_bare_command_is_the_tiny_run_and_nothing_else_is(given, capsys):
+    assert compose(["objective.beta=3", "optim=constant"]).name == "tiny"
     assert capsys.readouterr().err == ""
 
     config = compose(given)

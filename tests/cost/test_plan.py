@@ -186,9 +186,9 @@ def test_windows_are_planned_for():
 
 
 def test_another_experiment_and_cluster_by_their_groups():
-    request, _ = planned("experiment=demo model=llama32_1b trainer.precision=bf16 cluster=h200 cluster.gpus_per_node=4")
+    request, _ = planned("experiment=tiny model=llama32_1b trainer.precision=bf16 cluster=h200 cluster.gpus_per_node=4")
 
-    assert request.overrides == ["experiment=demo", "model=llama32_1b", "trainer.precision=bf16"]
+    assert request.overrides == ["experiment=tiny", "model=llama32_1b", "trainer.precision=bf16"]
     assert (request.config.cluster.gpu, request.config.data.seq_length) == ("h200", 1024)
 
 

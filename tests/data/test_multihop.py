@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from nemo_cdt.data.documents import IGNORE, TokenType
-from nemo_cdt.data.multihop import DROPS, MOVES, OBJECTS, PICKS, MultihopDocuments, _insert
+from nemo_cdt.data.multihop import MultihopDocuments, _insert
+from nemo_cdt.data.stories import DROPS, MOVES, OBJECTS, PERSONS, PICKS
 
 SAMPLES = 60
 FACT = re.compile(rf"^(\w+) ({'|'.join(MOVES + PICKS + DROPS)}) the (\w+)\.$")
@@ -196,3 +197,102 @@ def test_indices_end_with_the_size(byte):
     assert len(generated) == len(list(generated)) == 2
     with pytest.raises(IndexError):
         generated[-1]
+
+
+def asked_for(sample):
+    """The answer of a question of one or two hops, as a careful reader finds it."""
+    facts = [FACT.match(fact).groups() for fact, _ in facts_of(sample)]
+    where = {}
+    if person := re.fullmatch(rf"Where is ({'|'.join(PERSONS)})\?", sample.question):
+        return [what for who, action, what in facts if who == person[1] and action in MOVES][-1]
+    thing = re.fullmatch(r"Where is the (\w+)\?", sample.question)[1]
+    holder, place = None, None
+    for who, action, what in facts:
+        if action in MOVES:
+            where[who] = what
+        elif what == thing:
+            holder = who if action in PICKS else None
+        place = where.get(holder, place)
+    return place
+
+
+@pytest.mark.parametrize("hops", [1, 2])
+def test_a_question_of_one_or_two_hops_has_its_answer_in_the_facts(byte, hops):
+    generated = documents(byte, hops=[hops])
+    for sample in map(generated.sample, range(SAMPLES)):
+        assert len(sample.parts(TokenType.supporting)) == sample.hops == hops
+        assert asked_for(sample) == sample.answer
+
+
+def test_a_needle_is_the_one_secret_word_of_the_person_that_is_asked_for(byte):
+    generated = documents(byte, needles=1.0)
+    for sample in map(generated.sample, range(SAMPLES)):
+        words = dict(re.findall(r"The secret word of (\w+) is: (\w+)\.", sample.text))
+        assert len(words) == 6
+        assert words[re.fullmatch(r"What is the secret word of (\w+)\?", sample.question)[1]] == sample.answer
+        assert sample.parts(TokenType.supporting)[0].endswith(f": {sample.answer}.")
+
+
+def test_needles_are_so_large_a_share(byte):
+    generated = documents(byte, needles=0.25, size=400)
+    needles = sum(generated.sample(index).hops == 0 for index in range(400))
+    assert 70 <= needles <= 130
+
+
+BEGUN = {
+    0: r"What is the secret word of (\w+)\?\nAnswer: The secret word of \1 is:",
+    1: r"Where is (\w+)\?\nAnswer: \1 is in the",
+    2: r"Where is the (\w+)\?\nAnswer: The \1 is in the",
+    3: r"Where was the (\w+) before the (\w+)\?\nAnswer: Before the \2, the \1 was in the",
+    4: r"Where was the (\w+)'s location .* left or dropped\?\nAnswer: Before that, the \1 was in the",
+}
+
+
+@pytest.mark.parametrize("hops", BEGUN)
+def test_an_answer_is_begun_by_a_sentence_whose_next_word_it_is_and_nothing_else_is_labelled(tokenizer, hops):
+    generated = documents(tokenizer, hops=[hops or 3], needles=float(not hops), begun=True)
+    for index in range(10):
+        document, sample = generated[index], generated.sample(index)
+        (question,) = sample.parts(TokenType.question)
+        assert re.fullmatch("Question: " + BEGUN[hops], question)
+        assert sample.text.endswith(f"{question} {sample.answer}")
+        labelled = document.labels != IGNORE
+        assert tokenizer.decode(document.input_ids[labelled]) == f" {sample.answer}"
+        assert labelled[-1]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_chat_is_what_the_template_writes(tokenizer, begun):
+    generated = documents(tokenizer, hops=[1], chat=True, begun=begun)
+    for index in range(5):
+        document, sample = generated[index], generated.sample(index)
+        beginning = re.sub(r"Where is (\w+)\?", r"\1 is in the ", sample.question) if begun else ""
+        question = f"\nQuestion: {sample.question}"
+        content = sample.text[len(sample.parts(TokenType.irrelevant)[0]) : sample.text.index(question)] + question
+        messages = [{"role": "user", "content": content}, {"role": "assistant", "content": beginning + sample.answer}]
+        expected = tokenizer.apply_chat_template(messages)
+        assert document.input_ids.tolist() == expected[: len(document.input_ids)]
+        labelled = tokenizer.decode(document.input_ids[document.labels != IGNORE])
+        rest = tokenizer.decode(expected[len(document.input_ids) :])
+        assert labelled + rest == (" " if begun else "") + sample.answer + tokenizer.decode(expected[-1:])
+        assert rest.strip() == "" or begun
+
+
+def test_a_chat_needs_a_template_that_writes_messages_as_they_are(byte):
+    template, loud = byte.chat_template, "{% for message in messages %}{{ message['content'] | upper }}{% endfor %}"
+    try:
+        for wrong, message in ((None, "chat template; this one has none"), (loud, "does not write messages as they")):
+            byte.chat_template = wrong
+            with pytest.raises(ValueError, match=message):
+                documents(byte, chat=True)
+    finally:
+        byte.chat_template = template
+
+
+@pytest.mark.parametrize("changes", [{"hops": [1, 2]}, {"needles": 1.0}, {"begun": True}, {"chat": True}])
+def test_the_shortest_sequence_of_every_form_fits(tokenizer, changes):
+    with pytest.raises(ValueError, match=r"at least \d+$") as error:
+        documents(tokenizer, seq_length=16, **changes)
+    shortest = int(str(error.value).split()[-1])
+    generated = documents(tokenizer, seq_length=shortest, size=100, **changes)
+    assert max(len(generated[index].input_ids) for index in range(100)) <= shortest + 1

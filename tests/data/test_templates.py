@@ -212,3 +212,12 @@ def test_nothing_of_the_working_directory_is_imported(byte, tmp_path, monkeypatc
     templates._end()
     rendered(byte, CHAT)
     assert not (tmp_path / "executed").exists()
+
+
+def test_the_date_in_a_chat_is_the_same_every_day(byte):
+    template = byte.chat_template
+    try:
+        byte.chat_template = "{{ strftime_now('%d %b %Y') }}: {{ messages[0]['content'] }}"
+        assert rendered(byte, [{"role": "user", "content": "Hello."}])[0] == "26 Jul 2024: Hello."
+    finally:
+        byte.chat_template = template

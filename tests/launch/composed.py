@@ -8,7 +8,7 @@ from nemo_cdt.launch.site import site_file, with_site
 from nemo_cdt.validation import validate
 
 SITE = Path(__file__).with_name("site.yaml")
-EXPERIMENTS = options("experiment")
+EXPERIMENTS = [name for name in options("experiment") if name != "demo"]  # whose study is of this machine
 MODEL = ("data.path=data/rows.jsonl", "init.hf=models/llama", "model.tokenizer=models/llama")
 """On a cluster elsewhere: nothing of it is here."""
 AWAY = ("launcher=slurm", "launcher.host=login", "launcher.user=me", "launcher.workdir=/lustre/me")

@@ -10,7 +10,7 @@ from tests.launch.composed import AWAY, MODEL, run
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder of its own: a checkout in which somebody ran the demo holds runs/demo."""
+    """A folder of its own: a checkout in which somebody ran the demo holds runs/tiny."""
     monkeypatch.chdir(tmp_path)
 
 

@@ -144,8 +144,8 @@ def test_the_summary_holds_first_last_and_best_of_run_and_baseline(reported):
     baseline = [row["loss"] for row in rows_of(reported / "baseline") if "loss" in row]
     best, best_baseline = int(np.argmin(losses)), int(np.argmin(baseline))
     expected = (
-        f"training loss {losses[0]:.4g} {losses[-1]:.4g} {losses[best]:.4g} (step {best + 1}) "
-        f"{baseline[-1]:.4g} {baseline[best_baseline]:.4g} (step {best_baseline + 1})"
+        f"training loss {losses[0]:.3f} {losses[-1]:.3f} {losses[best]:.3f} (step {best + 1}) "
+        f"{baseline[-1]:.3f} {baseline[best_baseline]:.3f} (step {best_baseline + 1})"
     )
     page = Page(reported / "report.html")
     assert expected in page.text
@@ -280,7 +280,7 @@ def test_a_line_cut_off_by_a_kill_is_skipped_and_said(run):
 def test_a_resumed_run_reports_the_later_row_of_a_step(run):
     with (run / "metrics.jsonl").open("a") as metrics:
         metrics.write(json.dumps({"step": 100, "loss": 0.1234, "step_time": 2.5, "tokens_per_second": 3277}) + "\n")
-    assert "0.1234 (step 100)" in Page(write_report(run)).text
+    assert "0.123 (step 100)" in Page(write_report(run)).text
 
 
 def test_plain_cross_entropy_alone_is_reported_without_noise(tmp_path):

@@ -2,6 +2,8 @@ import os
 from contextlib import suppress
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from nemo_cdt.utils.atomic_write import atomic_write, new_folder, traceless
 
@@ -19,6 +21,17 @@ def test_nothing_remains_of_a_folder_whose_writing_failed(tmp_path):
         (folder / "file").write_text("half")
         1 / 0  # noqa: B018
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_files_in_a_folder_can_be_read_by_whom_the_umask_lets(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        with new_folder(tmp_path / "a") as folder:
+            save_file({"w": torch.zeros(2)}, folder / "model.safetensors")  # for its owner alone
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a/model.safetensors").stat().st_mode & 0o777 == mode
 
 
 def test_an_empty_folder_is_taken_and_a_full_one_refused(tmp_path):

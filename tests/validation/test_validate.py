@@ -159,8 +159,10 @@ REFUSED = {
     ),
     "init.nemo=adapters model.tokenizer=byte": "`nemo-cdt convert adapters DIR` merges them",
     # data
-    "data.hops=[2]": "set it to [3], [4] or [3,4]",
-    "data.hops=[]": "set it to [3], [4] or [3,4]",
+    "data.hops=[5]": "set it to some of 1 to 4",
+    "study.samples=4": "study.samples=4 needs init.hf=DIR",
+    "data.hops=[]": "set it to some of 1 to 4",
+    "data.needles=1.5": "it is a share, so set it to 0 to 1",
     "data.name=jsonl data.path=null": "set data.path=FILE",
     "data.path=/not/there": "does not exist",
     "data.name=jsonl data.path=.": "data.path=. is no file",

@@ -46,6 +46,10 @@ def launch_local(config: Config) -> None:
         for beside in with_baseline(config)[1:]:
             with held(Path(beside.output)):
                 _train(beside)
+        if config.study.samples:
+            from nemo_cdt.analysis.study import study  # imports torch and transformers
+
+            study(config)
         if config.report:
             from nemo_cdt.report import write_report
 
@@ -179,6 +183,7 @@ CONTENTS = {
     "tensorboard": "the same figures, for TensorBoard",
     "profile": "where the time of one step went: traces for ui.perfetto.dev, tables",
     "sample.json": "what detection made of one document",
+    "study.json": "which method finds the facts, and answers before and after",
     "baseline": "the run that this one is compared to",
     "config.yaml": "the whole configuration",
     "versions.json": "the versions of the packages the run was made with",

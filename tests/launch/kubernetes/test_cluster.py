@@ -118,4 +118,4 @@ def test_a_sweep_submits_a_job_for_each_point_and_follows_none(cluster, tmp_path
     jobs = [found for path, found in cluster.objects.items() if path.startswith("/apis/batch")]
     assert len({job["metadata"]["name"] for job in jobs}) == 2
     for beta in (0, 1):
-        assert recall(tmp_path / f"runs/demo/objective.beta={beta}").output.endswith(f"beta={beta}")
+        assert recall(tmp_path / f"runs/tiny/objective.beta={beta}").output.endswith(f"beta={beta}")

@@ -198,7 +198,7 @@ def test_what_slurm_refuses_is_one_line_and_leaves_nothing(submit, recipe, tmp_p
 
     assert refused.returncode == 2, out
     assert re.search(r"^error: sbatch failed: .*invalid partition specified: nowhere", out, re.MULTILINE)
-    assert not (tmp_path / "runs/demo").exists()
+    assert not (tmp_path / "runs/tiny").exists()
 
 
 @pytest.mark.parametrize("submit", ["sbatch", "nemo_run"])

@@ -37,7 +37,7 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder of its own: a checkout in which somebody ran the demo holds runs/demo."""
+    """A folder of its own: a checkout in which somebody ran the demo holds runs/tiny."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -127,7 +127,7 @@ def test_a_path_that_nemo_run_would_garble_is_refused():
     garbled = (*AWAY[:-1], "launcher.workdir=/lustre/nemo_runs", "launcher.dryrun=true")
 
     with pytest.raises(
-        ValueError, match=r"for /nemo_run into /lustre/nemo_runs/runs/demo/config.yaml: set launcher.sub"
+        ValueError, match=r"for /nemo_run into /lustre/nemo_runs/runs/tiny/config.yaml: set launcher.sub"
     ):
         render(run(*garbled))
-    assert "/lustre/nemo_runs/runs/demo/config.yaml" in render(run(*garbled, "launcher.image=nemo"))
+    assert "/lustre/nemo_runs/runs/tiny/config.yaml" in render(run(*garbled, "launcher.image=nemo"))
