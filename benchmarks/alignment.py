@@ -108,6 +108,8 @@ def write_longmit(path: Path, questions: list[MultihopSample]) -> None:
             passages = [" ".join(sentences[i : i + size]) for i in range(0, len(sentences), size)]
             supporting = question.parts(TokenType.supporting)
             row = {
+                "type": "extractive",
+                "language": "en",
                 "all_docs": [{"content": passage} for passage in passages],
                 "clue_docs": [{"content": text} for text in passages if any(fact in text for fact in supporting)],
                 "question": question.question,

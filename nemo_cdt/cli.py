@@ -13,6 +13,20 @@ from nemo_cdt.config.help import KeysHelp
 from nemo_cdt.utils.streams import sound_streams
 from nemo_cdt.utils.user_errors import reported
 
+ANALYZED_ROWS = """\
+rows of data=jsonl data.path=FILE, one JSON object a line; each is one of
+  {"messages": [{"role": "user", "content": "Mary is in the hall. Where is Mary?"},
+                {"role": "assistant", "content": "In the hall."}],
+   "spans": [{"message": 0, "start": 0, "end": 20, "type": "supporting"}]}
+      a chat: start and end are characters of the content of message 0, the first. The answer is the assistant's last
+      message, or with "answer": "hall" that part of it.
+  {"text": "Mary is in the hall. Where? hall", "answer": "hall",
+   "spans": [{"start": 0, "end": 20, "type": "supporting"}]}
+      start and end are characters of the text; the answer is where it occurs last.
+  {"input_ids": [5, 6, 7], "labels": [-100, -100, 7], "token_types": ["supporting", "question", "answer"]}
+  types: irrelevant (what has no span), supporting, interference, low_frequency, question, answer
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     sound_streams()
@@ -88,7 +102,11 @@ def _parser() -> argparse.ArgumentParser:
     inspect.set_defaults(verb=_inspect)
 
     analyze = verbs.add_parser(
-        "analyze", help="see what a model attends to and what informs its answers", add_help=False
+        "analyze",
+        help="see what a model attends to and what informs its answers",
+        add_help=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=ANALYZED_ROWS,
     )
     analyze.add_argument("-h", "--help", action=KeysHelp, nargs=0, const=_analyze_keys, help="show this")
     analyze.add_argument("measure", metavar="NAME", choices=[*map(str, Measure), *RENAMED], help=", ".join(Measure))
@@ -128,9 +146,10 @@ def _doctor(_: argparse.Namespace) -> int:
 
 def _convert(parsed: argparse.Namespace) -> int:
     from nemo_cdt.nemo import console
-    from nemo_cdt.nemo.convert import convert
 
     console.set_up()
+    from nemo_cdt.nemo.convert import convert  # imports torch, which warns
+
     convert(parsed.source, parsed.destination, sums=not parsed.no_verify)
     return 0
 

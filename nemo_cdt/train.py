@@ -2,6 +2,7 @@
 
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,6 +25,7 @@ from nemo_cdt.fetch import fetch
 from nemo_cdt.launch import launch
 from nemo_cdt.launch.jobs import require_idle
 from nemo_cdt.launch.site import site_file, with_site
+from nemo_cdt.utils.atomic_write import real
 from nemo_cdt.utils.streams import sound_streams
 from nemo_cdt.utils.user_errors import fail, reported
 from nemo_cdt.validation import validate
@@ -63,7 +65,7 @@ def main(arguments: Sequence[str], program: str) -> None:
             reported(files=False),
             shown(args.overrides) if args.cfg and not whole else nullcontext(args.overrides) as args.overrides,
         ):
-            _run_hydra(args, parser, lambda composed: _train(composed, args.overrides), str(conf_dir()), "config")
+            _run_hydra(args, parser, lambda composed: _train(composed, args), str(conf_dir()), "config")
     except (HydraException, OmegaConfBaseException) as error:
         fail(explain(error))
 
@@ -82,13 +84,29 @@ def with_model_of_demo(words: Sequence[str]) -> list[str]:
     return [*words]
 
 
-def _train(composed: DictConfig, given: Sequence[str]) -> None:
+def _train(composed: DictConfig, args: Namespace) -> None:
     with reported():
-        config = with_site(_config(composed, given), _stated())
+        config = with_site(_config(composed, args.overrides), _stated())
+        _require_own_folder(config, args)
         if not config.launcher.dryrun:
             require_idle(config.output)
         validate(config, site=str(site_file(config)))
         launch(config)
+
+
+def _require_own_folder(config: Config, args: Namespace) -> None:
+    """Raise ValueError for a run's own configuration that names another folder than it lies in, as a copy's does.
+
+    The run would go on there, in the folder of which it is a copy.
+    """
+    folder = Path(args.config_path or "")
+    is_run = args.config_path and args.config_name in ("config", "config.yaml") and (folder / "checkpoints").is_dir()
+    stated = any(word.startswith("output=") for word in args.overrides)
+    if is_run and not stated and real(folder) != real(Path(config.output)):
+        raise ValueError(
+            f"{folder / 'config.yaml'} says output={config.output}, and lies in another folder, a copy of that run: "
+            f"set output={folder} to go on with the copy, or output={config.output} with that run"
+        )
 
 
 def _config(composed: DictConfig, given: Sequence[str]) -> Config:

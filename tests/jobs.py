@@ -1,5 +1,6 @@
 """What test processes run: a whole training run, with what the tests want to see of it. Returns numpy only."""
 
+import contextlib
 import functools
 import gc
 import importlib
@@ -51,6 +52,47 @@ def train(config: Config, mutate: str | None = None) -> dict[str, Any]:
         return result
 
 
+def fit_poisoned(config: Config, step: int, rank: int, mutate: str | None = None) -> dict[str, Any]:
+    """:func:`fit` of a run in which a weight of one rank is NaN from a step on: its exit code, and what it says."""
+    said = io.StringIO()
+    handler = logging.StreamHandler(said)
+    with cuda_on_cpu():
+        from nemo_cdt.nemo import assemble
+
+        if mutate:
+            from tests import mutations
+
+            getattr(mutations, mutate)()
+        right = assemble.build
+
+        def build(*arguments: Any) -> Any:
+            trainer, model, data = right(*arguments)
+            if int(os.environ["RANK"]) == rank:
+                trainer.callbacks.append(Poison(step))
+            return trainer, model, data
+
+        assemble.build = build
+        assemble.log.addHandler(handler)
+        assemble.log.setLevel(logging.INFO)
+        code = 0
+        Path(config.output).mkdir(parents=True, exist_ok=True)
+        try:
+            assemble.fit(config, on_gpu=False)
+        except SystemExit as exit:
+            code = exit.code
+    return {"code": code, "said": said.getvalue()}
+
+
+class Poison(L.Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        if trainer.global_step == self.step - 1:
+            norm = next(p for name, p in pl_module.named_parameters() if "final_layernorm" in name)
+            norm.data.fill_(float("nan"))
+
+
 def train_foreign(config: Config, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     """:func:`train` with the objective that is installed in ``folder``."""
     sys.path.insert(0, str(folder))
@@ -79,6 +121,13 @@ def evaluate(config: Config, documents: list[Any]) -> dict[str, float]:
         found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
         assemble.tear_down()
         return found
+
+
+def said_by_evaluation(config: Config, documents: list[Any]) -> str:
+    """What :func:`evaluate` prints on stderr."""
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        evaluate(config, documents)
+    return said.getvalue()
 
 
 def build_each(files: list[Path]) -> dict[str, tuple]:

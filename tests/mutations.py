@@ -228,3 +228,38 @@ def answers_summed() -> None:
     LogoSchedule._loss = lambda schedule, loss, batch: right(
         schedule, loss, type(batch)(batch | {"label_share": batch["loss_mask"]}, row_length=0, longest=0)
     )
+
+
+def disk_is_full() -> None:
+    import shutil
+
+    right = shutil.disk_usage
+    shutil.disk_usage = lambda path: right(path)._replace(free=1 << 20)
+
+
+def documents_weigh_the_same() -> None:
+    from nemo_cdt.objectives.cdt.detection import Detector
+
+    def record_loss(detector, loss_BS, batch):
+        share_BS = batch["label_share"].detach()
+        detector.sums.add(detection_loss=(loss_BS.detach() * share_BS).sum(), labels=share_BS.sum())
+
+    Detector.record_loss = record_loss
+
+
+def padding_is_tokens() -> None:
+    from nemo_cdt.nemo.callback import StepMetrics
+
+    right = StepMetrics.on_megatron_microbatch_start
+
+    def on_megatron_microbatch_start(metrics, step, batch):
+        right(metrics, step, batch)
+        metrics._padding *= 0
+
+    StepMetrics.on_megatron_microbatch_start = on_megatron_microbatch_start
+
+
+def nan_is_a_number() -> None:
+    from nemo_cdt.nemo.saving import TrainingLoop
+
+    TrainingLoop._not_finite = lambda loop: []

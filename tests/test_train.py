@@ -111,6 +111,23 @@ def test_a_start_that_finds_a_mistake_leaves_its_output_free(tmp_path):
     assert not (tmp_path / "runs/tiny").exists()
 
 
+def test_a_copied_run_does_not_go_on_in_the_folder_that_it_is_a_copy_of(tmp_path):
+    text = recipe("--cfg", "job", "--resolve", "output=first", "compare_to=null", "trainer.accelerator=cpu").stdout
+    for name in ("first", "second"):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / name / "config.yaml").write_text(text)
+    of_second = ("--config-path", "second", "--config-name", "config", "resume=true")
+
+    refused, stated = recipe(*of_second), recipe(*of_second, "output=third", "trainer.seed=-1")
+
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[-1] == (
+        f"error: {tmp_path}/second/config.yaml says output=first, and lies in another folder, a copy of that run: set "
+        f"output={tmp_path}/second to go on with the copy, or output=first with that run"
+    )
+    assert stated.stderr.splitlines()[-1].startswith("error: trainer.seed=-1")
+
+
 def test_the_points_of_a_sweep_have_folders_of_their_own_in_output(tmp_path):
     """Both points are refused, because a run is there: the line names the folder."""
     for beta in (0, 1):

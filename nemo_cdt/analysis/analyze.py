@@ -1,12 +1,13 @@
 """``nemo-cdt analyze``: load, observe, measure, write. A folder that is there whole or not at all."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 import torch
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from nemo_cdt.analysis import memory, page, scores
 from nemo_cdt.analysis.analyzed_model import (
@@ -19,14 +20,16 @@ from nemo_cdt.analysis.analyzed_model import (
 )
 from nemo_cdt.analysis.attention_map import attention_map, choose_layer, maps
 from nemo_cdt.analysis.checkpoints import across_checkpoints, moments
-from nemo_cdt.analysis.denoising_report import denoise
+from nemo_cdt.analysis.denoising import BEFORE
+from nemo_cdt.analysis.denoising_report import denoising, report
 from nemo_cdt.analysis.detection import detection
+from nemo_cdt.analysis.format_surprise import format_notice
 from nemo_cdt.analysis.longppl import longppl
 from nemo_cdt.analysis.measures import Measure
 from nemo_cdt.analysis.observe import Observation, observe_all, shown
 from nemo_cdt.analysis.result import Result
-from nemo_cdt.analysis.samples import Sample, load_samples
-from nemo_cdt.analysis.settings import Optimizer, Settings
+from nemo_cdt.analysis.samples import Sample, check_rows, load_samples
+from nemo_cdt.analysis.settings import Optimizer, Settings, Source
 from nemo_cdt.analysis.significance import significance
 from nemo_cdt.checkpoint.steps import step_of
 from nemo_cdt.config import Precision
@@ -45,6 +48,7 @@ class Prepared:
     folder: Path
     config: PretrainedConfig
     samples: list[Sample]
+    tokenizer: PreTrainedTokenizerFast | None
     device: torch.device
 
     def load(self, precision: Precision) -> AnalyzedModel:
@@ -68,12 +72,16 @@ def _run(measure: Measure, settings: Settings) -> tuple[Result, page.Facts]:
     if measure is Measure.significance:
         return _significance(settings)
     assert settings.model is not None
+    if settings.data.name is Source.jsonl:
+        check_rows(Path(settings.data.path or ""))
     if measure is Measure.checkpoints:
         return _across_checkpoints(Path(settings.model), settings)
     with opened(Path(settings.model)) as folder:
         prepared = prepare(folder, settings, measure)
         if measure is Measure.denoise:
-            result = denoise(prepared.load, prepared.samples, settings.denoise, settings.top_k)
+            found = denoising(prepared.load, prepared.samples, settings.denoise, settings.top_k)
+            result = report(found, settings.denoise)
+            _tell_surprise(result, prepared, [one.correct for one in found if one.stage == BEFORE], settings)
             dtypes = settings.denoise.dtypes
             return result, page.facts(settings, prepared.config, prepared.device, prepared.samples, None, dtypes)
         if measure is Measure.attention_map:
@@ -81,6 +89,8 @@ def _run(measure: Measure, settings: Settings) -> tuple[Result, page.Facts]:
         analyzed = prepared.load(settings.dtype)
         observations = observe_all(analyzed, prepared.samples, settings.top_k)
         result = _measured(measure, analyzed, observations, settings)
+        del analyzed
+        _tell_surprise(result, prepared, [one.correct for one in observations], settings)
     return result, page.facts(settings, prepared.config, prepared.device, prepared.samples, observations)
 
 
@@ -104,7 +114,16 @@ def prepare(folder: Path, settings: Settings, measure: Measure) -> Prepared:
         copies=copies,
         free=memory.free_bytes(device),
     )
-    return Prepared(folder=folder, config=config, samples=samples, device=device)
+    return Prepared(folder=folder, config=config, samples=samples, tokenizer=tokenizer, device=device)
+
+
+def _tell_surprise(result: Result, prepared: Prepared, correct: list[bool], settings: Settings) -> None:
+    """Says on the console and on the page where no answer is right. The model is loaded again, to write one."""
+    if any(correct):
+        return
+    notice = format_notice(prepared.load(settings.dtype), prepared.samples, prepared.tokenizer)
+    result.notices.append(notice)
+    print(f"note: {notice}", file=sys.stderr, flush=True)
 
 
 def _measured(measure: Measure, analyzed: AnalyzedModel, found: list[Observation], settings: Settings) -> Result:
@@ -140,19 +159,23 @@ def _attention_map(before: Prepared, settings: Settings) -> tuple[Result, page.F
         first = maps(before.load(settings.dtype), before.samples, layer, chunks)
         second = maps(load(folder, config, settings.dtype, before.device), before.samples, layer, chunks)
     facts = page.facts(settings, before.config, before.device, before.samples, None)
-    return attention_map(first, second, layer), facts
+    result = attention_map(first, second, layer)
+    _tell_surprise(result, before, [one.correct for one in first.looks], settings)
+    return result, facts
 
 
 def _across_checkpoints(run: Path, settings: Settings) -> tuple[Result, page.Facts]:
     found = []
-    for checkpoint in checkpoints(run):
+    every = checkpoints(run)
+    for checkpoint in every:
         with opened(checkpoint) as folder:
             prepared = prepare(folder, settings, Measure.checkpoints)
             observations = observe_all(prepared.load(settings.dtype), prepared.samples, settings.top_k)
-        found.append(moments(step_of(checkpoint), observations, settings.top_k))
-    return across_checkpoints(found), page.facts(
-        settings, prepared.config, prepared.device, prepared.samples, observations
-    )
+            found.append(moments(step_of(checkpoint), observations, settings.top_k))
+            if checkpoint == every[-1]:
+                result = across_checkpoints(found)
+                _tell_surprise(result, prepared, [one.correct for one in observations], settings)
+    return result, page.facts(settings, prepared.config, prepared.device, prepared.samples, observations)
 
 
 def _significance(settings: Settings) -> tuple[Result, page.Facts]:

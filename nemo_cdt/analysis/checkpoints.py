@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from nemo_cdt.analysis.detection import METHODS, by_method
 from nemo_cdt.analysis.estimate import Estimate, ends, estimate
-from nemo_cdt.analysis.groups import groups, heads_by_type, shares
+from nemo_cdt.analysis.groups import blind_share, groups, heads_by_type, shares
 from nemo_cdt.analysis.observe import Observation
 from nemo_cdt.analysis.result import COLORS, MARKERS, Drawing, Result, Table, axes
 from nemo_cdt.analysis.samples import CONTEXT, CRITICAL
@@ -26,7 +26,7 @@ class Moment:
     """A checkpoint's answers: all, the right or the wrong ones. attention, ig: shares of a token of each type.  auc: by
     method.
 
-    critical: share of critical tokens among the top k by the gradient.
+    critical: share of critical tokens among the top k by the gradient.  blind: of the shares, if all types are alike.
     """
 
     step: int
@@ -36,6 +36,7 @@ class Moment:
     ig: dict[TokenType, Estimate]
     auc: dict[str, Estimate]
     critical: Estimate
+    blind: Estimate
 
 
 def moments(step: int, observations: Sequence[Observation], top_k: int) -> dict[str, Moment]:
@@ -58,6 +59,7 @@ def _moment(step: int, observations: Sequence[Observation], top_k: int) -> Momen
         ig=by_type("ig_LHT"),
         auc={name: estimate([each[name].auc for each in found]) for name in LINES},
         critical=estimate([np.nansum([each["gradient"].top[type] for type in CRITICAL]) for each in found]),
+        blind=blind_share(observations),
     )
 
 
@@ -110,7 +112,8 @@ def _table(group: str, moments: Sequence[Moment]) -> Table:
         *(f"AUC, {METHODS[name]}" for name in LINES),
         *(f"share of IG, {TYPE_NAMES[type]}" for type in CRITICAL),
     ]
-    caption = "Means over samples, 95 % intervals. Blind are an AUC of 0.5 and a share of 0.25."
+    caption = "Means over samples, 95 % intervals. Blind are an AUC of 0.5 and a share of "
+    caption += f"{moments[0].blind.mean:.3g}."
     if group == "all":
         return Table(title="Checkpoints", caption=caption, header=header, rows=rows)
     caption += f" A row is of the samples that its checkpoint answers {GROUPS[group]}: not the same ones in each."
@@ -137,14 +140,14 @@ def _auc(moments: Sequence[Moment]) -> Drawing:
 
 def _shares(moments: Sequence[Moment], name: str) -> Drawing:
     title = {"attention": "Attention", "ig": "Information flow"}[name]
-    figure, drawn = axes("step", f"share of the four types' {title.lower()} (%)")
+    figure, drawn = axes("step", f"share of the types' {title.lower()} (%)")
     for type in CONTEXT:
         values, look = [getattr(one, name)[type] for one in moments], {"color": COLORS[type], "marker": MARKERS[type]}
         _line(drawn, moments, values, 100, **look, label=TYPE_NAMES[type])
-    drawn.axhline(25, color="#555555", linewidth=0.8)
+    drawn.axhline(100 * moments[0].blind.mean, color="#555555", linewidth=0.8)
     caption = (
-        f"{title} of a token of each type, divided by the sum of the four: 25 % each, the grey line, if blind. "
-        f"{INTERVALS}"
+        f"{title} of a token of each type, divided by their sum: {moments[0].blind.percent()} each, the grey line, if "
+        f"blind. {INTERVALS}"
     )
     return Drawing(name=f"{name}_share", title=f"{title} over checkpoints", caption=caption, figure=figure)
 

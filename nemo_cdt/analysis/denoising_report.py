@@ -21,9 +21,9 @@ ACTS = 0.01
 """From this relative change on, of a type's attention, denoising is said to act, and of the loss to break it."""
 
 
-def denoise(
+def denoising(
     load: Callable[[Precision], AnalyzedModel], samples: Sequence[Sample], settings: Denoise, top_k: int
-) -> Result:
+) -> list[Effect]:
     """``load``: the model in a precision; one is in memory at a time."""
     found: list[Effect] = []
     for precision in settings.dtypes:
@@ -33,7 +33,7 @@ def denoise(
         for step in shown(steps, f"settings of denoising in {precision}", len(samples) * len(asked)):
             found += step
         del analyzed
-    return report(found, settings)
+    return found
 
 
 @dataclass(kw_only=True, slots=True)

@@ -48,6 +48,11 @@ def shares(by_type: dict[TokenType, float]) -> dict[TokenType, float]:
     return {type: value / total if total > 0 else np.nan for type, value in by_type.items()}
 
 
+def blind_share(observations: Sequence[Observation]) -> Estimate:
+    """What each type gets of 1 where all are alike: one in so many as a sample has."""
+    return estimate([1 / max(1, sum(type in one.sample.types for type in CONTEXT)) for one in observations])
+
+
 def estimates(found: Groups, of: ByType) -> dict[str, dict[TokenType, Estimate]]:
     """For each group and type, over the group's samples."""
     result = {}

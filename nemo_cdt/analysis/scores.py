@@ -8,6 +8,7 @@ from nemo_cdt.analysis.estimate import Estimate, ends, estimate, pearson, spearm
 from nemo_cdt.analysis.groups import (
     ByType,
     as_json,
+    blind_share,
     estimates,
     groups,
     heads_by_type,
@@ -17,7 +18,7 @@ from nemo_cdt.analysis.groups import (
 )
 from nemo_cdt.analysis.observe import Observation
 from nemo_cdt.analysis.result import COLORS, MARKERS, Drawing, Result, Table, axes
-from nemo_cdt.analysis.samples import CONTEXT
+from nemo_cdt.analysis.samples import CONTEXT, CRITICAL
 from nemo_cdt.data.documents import TokenType
 from nemo_cdt.report.heatmap import TYPE_NAMES
 
@@ -25,9 +26,8 @@ PLOTTED = 2000
 """Tokens of a type in a scatter plot at most."""
 
 SHARE = (
-    "The four types' scores of a token, divided by their sum: 25 % each, the grey line, if the model did not care what "
-    "a token is. "
-    "Thin lines: 95 % bootstrap intervals over samples."
+    "The scores of a token of each type that a sample has, divided by their sum: {blind} each, the grey line, if the "
+    "model did not care what a token is. Thin lines: 95 % bootstrap intervals over samples."
 )
 
 
@@ -142,31 +142,33 @@ def _score(observations: Sequence[Observation], by_type: ByType, *, name: str, t
     found = groups(observations)
     raw = estimates(found, by_type)
     share = estimates(found, lambda one: shares(by_type(one)))
-    critical = share["all"][TokenType.supporting], share["all"][TokenType.interference]
+    blind = blind_share(observations)
+    caption = SHARE.format(blind=blind.percent())
     return Result(
         title=title,
         explanation=explanation,
         headline=[
-            (critical[0].percent(), f"share of {name} of a supporting token (25 % if blind)"),
-            (critical[1].percent(), f"share of {name} of an interference token"),
+            (one.percent(), f"share of {name} of a token, {TYPE_NAMES[type]} ({blind.percent()} if blind)")
+            for type, one in share["all"].items()
+            if type in CRITICAL and one.count
         ],
         tables=[
             type_table(
                 f"Score {name} of a token", "Mean over a type's tokens and over samples, with 95 % intervals.", raw
             ),
-            type_table("Shares", SHARE, share),
+            type_table("Shares", caption, share),
         ],
         drawings=[
             bars(
                 f"{name}_by_type",
                 f"Share of {name}, answers right and wrong",
-                SHARE,
-                f"share of the four types' {name} (%)",
+                caption,
+                f"share of the types' {name} (%)",
                 share,
-                blind=25,
+                blind=100 * blind.mean,
             )
         ],
-        numbers={"score": as_json(raw), "share": as_json(share)},
+        numbers={"score": as_json(raw), "share": as_json(share), "share_if_blind": blind.json()},
     )
 
 
@@ -199,7 +201,7 @@ def bars(
 
 def _layers(observations: Sequence[Observation]) -> Drawing:
     figure, drawn = axes("layer", "IG of a token")
-    mean_LT = np.nanmean(np.stack([one.ig_LHT.mean(axis=1)[:, CONTEXT] for one in observations]), axis=0)
+    mean_LT = np.array(_per_head([one.ig_LHT for one in observations])).mean(axis=1)
     for index, type in enumerate(CONTEXT):
         values = np.where(mean_LT[:, index] > 0, mean_LT[:, index], np.nan)
         drawn.plot(values, color=COLORS[type], marker=MARKERS[type], markersize=4, label=TYPE_NAMES[type])

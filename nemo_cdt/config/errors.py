@@ -16,14 +16,14 @@ QUOTED = """a value with spaces or signs is quoted for the shell and for Hydra, 
 
 def explain(error: HydraException | OmegaConfBaseException, schema: Any = None) -> str:
     """One line for a user who mistyped an override of ``schema``, which is :class:`Config` unless given."""
-    if isinstance(error, MissingConfigException) and error.options is not None:
+    if isinstance(error, MissingConfigException) and (there := error.options or _options(error.missing_cfg_file)):
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
         if group == "objective":
             try:
                 objective_class(option)
             except ValueError as reason:  # an entry point's, which cannot be loaded
                 return str(reason)
-        return f"{group}={option} does not exist: choose {group}={'|'.join(error.options)}"
+        return f"{group}={option} does not exist: choose {group}={'|'.join(there)}"
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException):
         return explain(cause, schema)
@@ -37,6 +37,14 @@ def explain(error: HydraException | OmegaConfBaseException, schema: Any = None) 
         return f"{error.full_key}: {text[0]}" if error.full_key else text[0]
     words = " ".join(line for line in text if not line.startswith("See https://"))
     return f"{words}: {QUOTED}" if isinstance(error, OverrideParseException) and "=" in error.override else words
+
+
+def _options(missing: str | None) -> list[str]:
+    """Of the group of a missing option: for one in a list, as ``logger=[wandb,foo]``, Hydra does not tell them."""
+    from nemo_cdt.config.compose import groups, options
+
+    group = (missing or "").rpartition("/")[0]
+    return options(group) if group in groups() else []
 
 
 def _unknown(key: str, schema: Any, objective: list[str]) -> str:

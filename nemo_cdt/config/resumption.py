@@ -29,7 +29,7 @@ MAY_CHANGE = {
     "trainer.verify_checkpoints",
     "trainer.profile",
 }
-"""And all of the groups ``parallel``, ``launcher`` and ``export``. The rest decides what is learned."""
+"""And all of the groups ``parallel``, ``launcher``, ``logger`` and ``export``. The rest decides what is learned."""
 
 
 def earlier_attempt(config: Config) -> Config | None:
@@ -42,7 +42,7 @@ def require_same_run(config: Config, earlier: Config) -> None:
     """Raise ValueError for a setting that would make another run of ``earlier``."""
     before = dict(walk(earlier))
     for name, value in walk(config):
-        free = name in MAY_CHANGE or name.startswith(("parallel.", "launcher.", "export."))
+        free = name in MAY_CHANGE or name.startswith(("parallel.", "launcher.", "logger.", "export."))
         if not (free or is_dataclass(value) or value == before.get(name)):
             here, there = _typed(value), _typed(before.get(name))
             raise ValueError(

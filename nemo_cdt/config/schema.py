@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from nemo_cdt.config.launcher import Launcher
+from nemo_cdt.config.loggers import Loggers
 from nemo_cdt.config.objective import default_objective
 from nemo_cdt.utils.enums import StrEnum
 
@@ -438,6 +439,7 @@ class Config:
     trainer: Trainer = field(default_factory=Trainer)
     optim: Optim = field(default_factory=Optim)
     lora: Lora = field(default_factory=Lora)
+    logger: Loggers = field(default_factory=Loggers)
     launcher: Launcher = field(default_factory=Launcher)
     longppl: LongPPL = field(default_factory=LongPPL)
     init: Init = field(default_factory=Init)

@@ -4,9 +4,9 @@ Every token is taken to be labelled. A point is the head's turn or a layer's, on
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
-from nemo_cdt.config import Config, Precision, Recompute
+from nemo_cdt.config import Config, Parallel, Precision, Recompute
 from nemo_cdt.cost import activations, flops
 from nemo_cdt.cost.activations import BYTES
 from nemo_cdt.objectives import objective_of
@@ -95,6 +95,13 @@ def stage_parameters(config: Config, stage: int) -> float:
     tables = first + last - (first and last and model.tied_embeddings)
     ends = tables * flops.head_weights(model) / parallel.tensor + last * model.hidden_size
     return model.num_layers / parallel.pipeline * layer + ends
+
+
+def checkpoint_bytes(config: Config, *, optimizer: bool = True) -> float:
+    """On disk, of all ranks together: the weights and, with the optimizer, Adam's moments and fp32 parameters."""
+    count = stage_parameters(replace(config, parallel=Parallel()), stage=0)
+    of_adam = 12 if config.trainer.precision is Precision.bf16 else 8
+    return count * (BYTES[config.trainer.precision] + optimizer * of_adam)
 
 
 def optimizer_shards(config: Config) -> int:

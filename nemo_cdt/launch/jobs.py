@@ -10,10 +10,12 @@ from nemo_cdt.config.launcher import Launcher, LauncherName
 from nemo_cdt.launch.job import Cluster, Job
 from nemo_cdt.launch.kubernetes.manifests import render as render_manifests
 from nemo_cdt.launch.remembered import JOB, recall, remember
+from nemo_cdt.launch.site import site_file
 from nemo_cdt.launch.slurm.parts import image as slurm_image
+from nemo_cdt.launch.slurm.render import placeholder
 from nemo_cdt.launch.slurm.render import render as render_slurm
 from nemo_cdt.utils.noise import PYNVML
-from nemo_cdt.validation import inputs, require_sources
+from nemo_cdt.validation import inputs, missing_keys, require_sources
 
 POLL = 5.0
 """Seconds between two looks at a job."""
@@ -70,6 +72,11 @@ def notes(config: Config) -> list[str]:
     if image and image.startswith("/") and not launcher.elsewhere and not Path(image).exists():
         found.append(f"launcher.image={image} is not on this machine: is it on the nodes?")
     if launcher.dryrun:
+        found += [
+            f"launcher.{key} is missing, and the script has {placeholder(key)} in its place: set {key} in "
+            f"{site_file(config)}, or launcher.{key} here, to submit it"
+            for key in missing_keys(launcher)
+        ]
         missing = {} if launcher.elsewhere else {key: path for key, path in there.items() if not Path(path).exists()}
         lacking = [f"{key}={path} does not exist" for key, path in missing.items()]
         try:

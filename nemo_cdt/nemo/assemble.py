@@ -5,6 +5,7 @@ import logging as python_logging
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import lightning.pytorch as L
 import psutil
 import torch
 from filelock import FileLock
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallelConfig
@@ -46,6 +47,7 @@ from nemo_cdt.nemo.console import is_first_rank
 from nemo_cdt.nemo.convert import convert
 from nemo_cdt.nemo.data import RowDataModule, data_module
 from nemo_cdt.nemo.evaluation import ValidationMetrics
+from nemo_cdt.nemo.loggers import close, loggers
 from nemo_cdt.nemo.longppl import judged
 from nemo_cdt.nemo.lora import Adapters, adapters
 from nemo_cdt.nemo.metrics import JsonLinesLogger
@@ -53,16 +55,20 @@ from nemo_cdt.nemo.model import CDTModel, nemo_config, padded
 from nemo_cdt.nemo.pretraining import BookDataModule
 from nemo_cdt.nemo.profile import Profile
 from nemo_cdt.nemo.progress import Progress
+from nemo_cdt.nemo.rehearsal import rehearse
 from nemo_cdt.nemo.sample import SampleWriter
-from nemo_cdt.nemo.saving import Checkpoints, TrainingLoop
+from nemo_cdt.nemo.saving import Checkpoints, NotFiniteError, TrainingLoop
 from nemo_cdt.nemo.strategy import SynchronizedPrecision, SynchronizedStrategy
 from nemo_cdt.nemo.versions import write_versions
 from nemo_cdt.objectives import objective_of
 from nemo_cdt.objectives.cdt.settings import DetectionRecompute, detection_settings
 from nemo_cdt.utils.atomic_write import new_folder
+from nemo_cdt.utils.reading import blamed_on
 from nemo_cdt.validation import record_data
 
 log = python_logging.getLogger(__name__)
+FAILED = "training failed"
+"""How the line of a failure begins that is no mistake of the user's: nemo_cdt/launch/local knows it by that."""
 
 
 def fit(config: Config, on_gpu: bool) -> None:
@@ -92,6 +98,8 @@ def resumed(config: Config) -> Path | None:
     found = newest_whole(folder, sums=config.trainer.verify_checkpoints)
     if not found:
         log.info(f"nothing to resume in {folder}: this run starts from step 0")
+    else:
+        log.info(f"this run goes on from step {step_of(found)}, {found}")
     return found
 
 
@@ -102,12 +110,25 @@ def _train(config: Config, on_gpu: bool, resume_from: Path | None) -> None:
     except SIGTERMException:
         log.warning(f"stopped by SIGTERM with {trainer.global_step} steps saved: resume=true goes on from there")
         raise SystemExit(128 + signal.SIGTERM) from None
+    except NotFiniteError as error:
+        log.error(f"{FAILED} in {error}. {_whole(Path(config.output, 'checkpoints'))}")
+        raise SystemExit(1) from None
     except SystemExit:  # what Lightning makes of Ctrl-C
         saved = steps_done(Path(config.output, "checkpoints"))
         log.warning(f"interrupted, {saved} steps saved: resume=true {'goes on from there' if saved else 'starts anew'}")
         raise SystemExit(128 + signal.SIGINT) from None
     finally:
+        close(failed=sys.exc_info()[0] is not None)
         tear_down()
+
+
+def _whole(checkpoints: Path) -> str:
+    """What is left of a run that failed."""
+    saved = steps_done(checkpoints)
+    left = (
+        f"{checkpoints}/step={saved} is the last checkpoint before it" if saved else "no checkpoint was saved before it"
+    )
+    return f"{left}: look at grad_norm in metrics.jsonl, and set a lower optim.lr, or optim.warmup_steps"
 
 
 def _export(config: Config, checkpoints: Path) -> None:
@@ -118,6 +139,7 @@ def _export(config: Config, checkpoints: Path) -> None:
     try:
         with replacing(folder, Path(config.output)) as new:
             convert(checkpoint, new, sums=False)  # it was compared, or written, just now
+        log.info(f"exported to {folder}, for transformers.AutoModelForCausalLM")
     except ExportError as error:
         raise ValueError(f"export.hf={error}; {by_hand}") from error
     except OSError as error:  # stays one: on a cluster the next attempt may find the file system well
@@ -133,6 +155,8 @@ def build(
     CallbackGroup.get_instance().callbacks.clear()
     logging.setLevel(logging.WARNING)
     L.seed_everything(config.trainer.seed, workers=True, verbose=False)
+    done = step_of(resume_from) if resume_from else 0
+    chosen = loggers(config, done)  # first, as a server may not answer
     start_from, vocab_size = initial_checkpoint(config)
     tokenizer = load_tokenizer(config.tokenizer)
     model_config = nemo_config(config, vocab_size=vocab_size or padded(len(tokenizer)), on_gpu=on_gpu)
@@ -143,7 +167,8 @@ def build(
                 given = Path(config.init.hf or "", "generation_config.json")
                 if config.init.hf and given.is_file():  # travels with the tokenizer, to checkpoints and exports
                     shutil.copyfile(given, folder / given.name)
-    nemo_tokenizer = AutoTokenizer(str(output / "tokenizer"), use_fast=True)
+    with blamed_on(output / "tokenizer", "it is no whole tokenizer: remove it, and the run writes it again", True):
+        nemo_tokenizer = AutoTokenizer(str(output / "tokenizer"), use_fast=True)
     data = data_module(config, nemo_tokenizer, model_config.vocab_size)
     data.held_out.key = judged(config, tokenizer, data.held_out.documents, on_gpu)
     lora = adapters(config.lora)
@@ -153,8 +178,10 @@ def build(
         tokenizer=nemo_tokenizer,
         model_transform=lora,
     )
+    if is_first_rank():
+        rehearse(config, model)
     trainer = _trainer(config, on_gpu, SampleWriter(output / "sample.json", tokenizer), lora)
-    logged = _logger(config, output, step_of(resume_from) if resume_from else 0).setup(trainer, resume_if_exists=True)
+    logged = _logger(config, output, done, chosen).setup(trainer, resume_if_exists=True)
     logged.files_to_move = []  # NeMo would move the files of OUTPUT, config.yaml and metrics.jsonl too, into run_0
     nl.AutoResume(
         resume_from_path=str(resume_from) if resume_from else None,
@@ -188,14 +215,14 @@ def release() -> None:
 
 def _trainer(config: Config, on_gpu: bool, sample: SampleWriter, lora: Adapters | None) -> nl.Trainer:
     settings, validates = config.trainer, config.trainer.val_interval > 0
-    tokens = settings.global_batch_size * config.data.seq_length
+    positions = settings.global_batch_size * config.data.seq_length
     packed = config.data.pack or config.data.name is DataName.preferences
     objective, typed, fp8 = objective_of(config), config.data.name is DataName.multihop, settings.fp8 is FP8.detection
     recompute = _detection_recompute(config, on_gpu) if objective.detects or (validates and typed) else None
     callbacks: list[L.Callback] = [
         ObjectiveCallback(objective, sample.observe if objective.detects else None, recompute, fp8),
         *([sample] if objective.detects else []),
-        StepMetrics(tokens, packed=packed, before=[one.metric for one in objective.PASSES]),
+        StepMetrics(positions, packed=packed, before=[one.metric for one in objective.PASSES]),
     ]
     if validates:
         scope = detection_settings(config.objective).threshold_scope
@@ -214,6 +241,7 @@ def _trainer(config: Config, on_gpu: bool, sample: SampleWriter, lora: Adapters 
         log_every_n_steps=1,
         use_distributed_sampler=False,
         enable_model_summary=False,
+        logger=False,  # NeMo's takes its place; Lightning would make one of its own
         inference_mode=False,  # RoPE's cached angles would be of it, and validation detects with gradients
         strategy=_strategy(config, on_gpu),
         plugins=SynchronizedPrecision(
@@ -276,7 +304,7 @@ def _strategy(config: Config, on_gpu: bool) -> SynchronizedStrategy:
             overlap_grad_reduce=parallel.overlap_grad_reduce,
             overlap_param_gather=parallel.overlap_param_gather,
             average_in_collective=False,  # the loss is a sum that is divided by the global label count at the end
-            check_for_nan_in_grad=True,
+            check_for_nan_in_grad=False,  # TrainingLoop looks at the norm, which all ranks have
         ),
     )
 
@@ -321,13 +349,13 @@ def _scheduler(optim: Optim, max_steps: int) -> CosineAnnealingScheduler | Warmu
     )
 
 
-def _logger(config: Config, output: Path, done: int) -> nl.NeMoLogger:
+def _logger(config: Config, output: Path, done: int, chosen: list[Logger]) -> nl.NeMoLogger:
     """What it finds of steps after ``done``, of an attempt that was killed, is dropped."""
     metrics = JsonLinesLogger(output / "metrics.jsonl")
     metrics.drop_after(done)
     return nl.NeMoLogger(
         explicit_log_dir=str(output),
-        tensorboard=TensorBoardLogger(save_dir="tensorboard", name="", purge_step=done if config.resume else None),
-        extra_loggers=[metrics],
+        update_logger_directory=False,  # theirs are right; NeMo would forget the id of a run at Weights & Biases too
+        extra_loggers=[*chosen, metrics],
         ckpt=Checkpoints(output / "checkpoints", config.trainer.checkpoint_interval, config.trainer.checkpoints_kept),
     )

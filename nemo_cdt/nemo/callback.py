@@ -95,9 +95,10 @@ class StepMetrics(L.Callback):
 
     MUCH = 0.25
 
-    def __init__(self, tokens_per_step: int, *, packed: bool, before: Sequence[str] = ()) -> None:
-        """``before``: the metrics in which a step's passes before training's log their seconds."""
-        self.tokens_per_step = tokens_per_step
+    def __init__(self, positions_per_step: int, *, packed: bool, before: Sequence[str] = ()) -> None:
+        """``positions_per_step``: of all ranks, padding included. ``before``: the metrics in which a step's passes
+        before training's log their seconds."""
+        self.positions_per_step = positions_per_step
         self.before = before
         self._told = packed
         self._start = 0.0
@@ -118,8 +119,9 @@ class StepMetrics(L.Callback):
         step_time = time.perf_counter() - self._start
         pl_module.log("steps", float(trainer.global_step), batch_size=1)  # done by now: what a checkpoint is called by
         pl_module.log("step_time", step_time, prog_bar=True, batch_size=1)
-        pl_module.log("tokens_per_second", self.tokens_per_step / step_time, prog_bar=True, batch_size=1)
         pl_module.log("padding_fraction", self._padding / self._positions, batch_size=1, sync_dist=True)
+        tokens = self.positions_per_step * (1 - trainer.callback_metrics["padding_fraction"])  # of all ranks
+        pl_module.log("tokens_per_second", tokens / step_time, prog_bar=True, batch_size=1)
         if not self._told:
             self._tell(float(trainer.callback_metrics["padding_fraction"]))
         before = [trainer.callback_metrics[name] for name in self.before]

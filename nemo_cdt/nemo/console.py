@@ -14,7 +14,6 @@ KNOWN_AND_HARMLESS = (
     PYNVML,
     "could not be imported: cannot import name",  # NeMo's deploy and evaluate, which need packages for serving
     "it already exists",  # OUTPUT: it holds config.yaml
-    '"update_logger_directory" is True',
     "already contains a ModelCheckpoint",  # ours takes the place of Lightning's
     "Rerun ?State ?Machine",
     "Passing 'checkpoint_dir' as a Path object",  # NeMo, to Megatron

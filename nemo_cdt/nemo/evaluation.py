@@ -1,6 +1,7 @@
 """What a validation finds beside its loss: perplexity, right answers, and how well detection tells the tokens apart."""
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,11 @@ from nemo_cdt.objectives.cdt.denoise import Denoising
 from nemo_cdt.objectives.cdt.detection import Detection, Detector
 from nemo_cdt.objectives.cdt.settings import ThresholdScope
 from nemo_cdt.objectives.cdt.validation_schedule import ValidationSchedule
+
+NONE_RIGHT = (
+    "note: None of the {documents} answers of validation is what greedy decoding writes: val_loss and what is detected "
+    "may be surprise at the format of the answers, and not what the model makes of the context."
+)
 
 
 class ValidationMetrics(L.Callback):
@@ -45,6 +51,7 @@ class ValidationMetrics(L.Callback):
         self.recompute = recompute
         self.fp8 = fp8
         self._sums: dict[str, Tensor] = {}
+        self._validated = False
 
     def on_validation_epoch_start(self, *_: Any) -> None:
         self._sums = {}
@@ -98,8 +105,12 @@ class ValidationMetrics(L.Callback):
         self._sums[name] = self._sums[name] + sums if name in self._sums else sums
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for name, value in _metrics(self._whole(), self.typed).items():
+        whole = self._whole()
+        for name, value in (metrics := _metrics(whole, self.typed)).items():
             pl_module.log(name, value, batch_size=1, prog_bar=name == "val_accuracy")
+        if not self._validated and metrics.get("val_accuracy") == 0 and trainer.is_global_zero:
+            print(NONE_RIGHT.format(documents=int(whole["documents"][1])), file=sys.stderr, flush=True)
+        self._validated = True
 
     def _whole(self) -> dict[str, list[float]]:
         """The sums over all ranks: each has counted what it alone has."""

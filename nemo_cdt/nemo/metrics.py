@@ -17,6 +17,14 @@ RENAMED = {"reduced_train_loss": "loss"}
 DROPPED = {"epoch", "step", "global_step", "steps", "consumed_samples", "global_batch_size"}
 
 
+def named(metrics: Mapping[str, float], step: int | None) -> tuple[dict[str, float], int]:
+    """Figures under the names by which they are logged, and the number of steps done by then.
+
+    Lightning's ``step`` counts from the step's start.
+    """
+    return {RENAMED.get(k, k): float(v) for k, v in metrics.items() if k not in DROPPED}, int(step or 0) + 1
+
+
 class JsonLinesLogger(Logger):
     """A Lightning logger that writes what is logged, under the names of the report."""
 
@@ -45,10 +53,9 @@ class JsonLinesLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        # `step` counts from the step's start, a row names the number of steps done by then.
-        row: dict[str, float | str] = {"step": int(step or 0) + 1}
-        row |= {RENAMED.get(k, k): _finite(v) for k, v in metrics.items() if k not in DROPPED}
-        if len(row) > 1:
+        figures, done = named(metrics, step)
+        row = {"step": done} | {name: _finite(value) for name, value in figures.items()}
+        if figures:
             # through no link: what a run writes is in its own folder
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
             with open(os.open(self.path, flags, 0o666), "a", encoding="utf-8") as file:
@@ -59,7 +66,6 @@ class JsonLinesLogger(Logger):
         """The configuration is in ``config.yaml``."""
 
 
-def _finite(value: float) -> float | str:
+def _finite(number: float) -> float | str:
     """JSON has no NaN: a number that is none is written as its name."""
-    number = float(value)
     return number if math.isfinite(number) else str(number)

@@ -13,6 +13,7 @@ LINES = 50
 
 FIGURES = {
     "loss": ("reduced_train_loss", "{:.3f}"),
+    "detection_loss": ("detection_loss", "{:.3f}"),
     "lr": ("lr", "{:.2g}"),
     "noise_fraction": ("noise_fraction", "{:.3f}"),
     "s/step": ("step_time", "{:.2f}"),

@@ -31,6 +31,10 @@ from nemo_cdt.utils.parent_watchdog import end_with_parent
 logger = logging.getLogger("nemo_cdt")
 
 
+class NotFiniteError(RuntimeError):
+    """A step's loss or gradient is NaN or infinite: nothing after it is worth its time, or a checkpoint."""
+
+
 class TrainingLoop(NoValOnRestartTrainingLoop):
     """Saves between two steps, when all of a step is done: its validation and its row in ``metrics.jsonl`` too.
 
@@ -40,8 +44,17 @@ class TrainingLoop(NoValOnRestartTrainingLoop):
     _preempted = False
 
     def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
-        # The ranks agree, since a signal may reach them in different steps. Lightning would stop each at its own.
-        self._preempted = self.trainer.strategy.reduce_boolean_decision(self.trainer.received_sigterm, all=False)
+        """Raises NotFiniteError on every rank, before anything is validated or saved."""
+        # The ranks agree, since a signal may reach them in different steps, and each pipeline stage has its own loss.
+        # Lightning would stop each at its own, and Megatron's check for NaNs the one rank that has one.
+        mine = [self.trainer.received_sigterm, bool(wrong := self._not_finite())]
+        found = torch.tensor(mine, dtype=torch.int, device=torch.cuda.current_device())
+        torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+        self._preempted, failed = map(bool, found.tolist())
+        if failed:
+            raise NotFiniteError(
+                f"step {self.trainer.global_step}: {' and '.join(wrong) or 'not finite on other ranks'}"
+            )
         with suppress(SIGTERMException):
             super().on_advance_end(data_fetcher)
         for callback in self.trainer.callbacks:
@@ -49,6 +62,13 @@ class TrainingLoop(NoValOnRestartTrainingLoop):
                 callback.after_step(self.trainer, self._preempted)
         if self._preempted:
             raise SIGTERMException
+
+    def _not_finite(self) -> list[str]:
+        """What of the step's loss and gradient norm is no number, as this rank has them; the norm is of all ranks."""
+        names = {"reduced_train_loss": "the loss", "grad_norm": "the gradient's norm"}
+        metrics = self.trainer.callback_metrics
+        values = {said: float(metrics[name]) for name, said in names.items() if name in metrics}
+        return [f"{said} is {value}" for said, value in values.items() if not math.isfinite(value)]
 
     def _should_check_val_fx(self, data_fetcher: _DataFetcher) -> bool:
         self.batch_progress.is_last_batch = False  # as below; and Lightning would validate there

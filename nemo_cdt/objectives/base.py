@@ -42,6 +42,7 @@ class Metric:
         name: as in metrics.jsonl.
         title: as in the report's table, with the unit.
         explanation: one line that says what it is.
+        unit: in which it is measured; empty for a plain number.
         best: whether a lower or a higher value is better, where that can be said.
         on_bar: shown beside the loss while the run trains.
     """
@@ -49,6 +50,7 @@ class Metric:
     name: str
     title: str
     explanation: str
+    unit: str = ""
     best: Literal["lowest", "highest"] | None = None
     on_bar: bool = False
 
@@ -66,6 +68,16 @@ class Pass:
     metric: str
     title: str
     sentence: str
+
+    @property
+    def metric_of_time(self) -> Metric:
+        """What is logged of it."""
+        return Metric(
+            name=self.metric,
+            title=f"{self.title}, s",
+            unit="s",
+            explanation=f"seconds of a step in the {self.title}, before the training pass",
+        )
 
 
 class Objective:

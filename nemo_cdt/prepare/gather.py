@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,6 @@ _NONE = -1
 class Gathered:
     """Documents of a source, and what became of its rows.
 
-    supporting: of the documents to train on, by their number of supporting passages, where that is balanced.
     rejected: row, kind and message.  read: rows that were looked at.
     """
 
@@ -36,12 +36,16 @@ class Gathered:
     index: np.ndarray
     train: list[Place]
     held_out: list[Place]
-    supporting: dict[int, int]
     rejected: list[tuple[int, str, str]]
     read: int
 
+    def counted(self, trait: str) -> dict[Any, int]:
+        """Documents to train on by what they have of :class:`~nemo_cdt.prepare.rows.Traits`, where it is told."""
+        found = Counter(getattr(place.traits, trait) for place in self.train)
+        return {value: found[value] for value in sorted(found) if value}
 
-def gather(name: str, worker: Worker, *, folder: Path, seed: int, workers: int, prefix: str = "") -> Gathered:
+
+def gather(name: str, worker: Worker, *, folder: Path, workers: int, prefix: str = "") -> Gathered:
     """Documents of ``worker``'s source. Works in ``folder``, and goes on with what is there.
 
     prefix: of the source's keys on the command line.
@@ -51,7 +55,7 @@ def gather(name: str, worker: Worker, *, folder: Path, seed: int, workers: int, 
     """
     index = _index(name, worker.files, folder / f"{name}-index.npy")
     check_fields(next(read_rows(worker.files, index[:1])), worker.source, prefix)
-    search = _Search(name, worker, index, folder, seed, workers)
+    search = _Search(name, worker, index, folder, workers)
     while not search.satisfied():
         search.tokenize_more()
     return search.gathered()
@@ -105,13 +109,13 @@ class _Queue:
 class _Search:
     """Rounds of tokenizing. Each depends on what earlier ones found alone, so that they repeat after a kill."""
 
-    def __init__(self, name: str, worker: Worker, index: np.ndarray, folder: Path, seed: int, workers: int) -> None:
+    def __init__(self, name: str, worker: Worker, index: np.ndarray, folder: Path, workers: int) -> None:
         self.name, self.worker, self.index, self.folder, self.workers = name, worker, index, folder, workers
         self.source = worker.source
         self.rejected: list[tuple[int, str, str]] = []
         self.rounds, self.slack = 0, 0
         classes = self._classes()
-        order = np.random.default_rng([seed, zlib.crc32(name.encode())]).permutation(len(index))
+        order = np.random.default_rng([worker.seed, zlib.crc32(name.encode())]).permutation(len(index))
         self.queues = {key: _Queue(order[classes[order] == key]) for key in sorted({*classes.tolist()} - {_NONE})}
 
     def _classes(self) -> np.ndarray:
@@ -154,7 +158,7 @@ class _Search:
         """Whether no more rows are needed."""
         if any(lacking > 0 for lacking in self._lacking().values()):
             return False
-        train, held_out, _ = self._divided()
+        train, held_out = self._divided()
         asked = self.source.samples or 1
         missing = max(asked - len(train), 0) + self.source.validation_samples - len(held_out)
         if missing and not any(queue.left for queue in self.queues.values()):
@@ -186,11 +190,10 @@ class _Search:
             each = 1.0
         return int(min(queue.left, math.ceil(1.05 * documents / each))) if math.isfinite(documents) else queue.left
 
-    def _divided(self) -> tuple[list[Place], list[Place], dict[int, int]]:
+    def _divided(self) -> tuple[list[Place], list[Place]]:
         """What is trained on and what is held out. No row gives to both: what is left of a book then is left out."""
         train: list[Place] = []
         held_out: list[Place] = []
-        supporting = {}
         for key, (hold, use) in self._wanted().items():
             held: list[Place] = []
             used: list[Place] = []
@@ -200,8 +203,7 @@ class _Search:
                 elif len(used) < use:
                     used += places if math.isinf(use) else places[: int(use) - len(used)]
             train, held_out = train + used, held_out + held
-            supporting[key] = len(used)
-        return train, held_out, supporting
+        return train, held_out
 
     def _too_few(self, found: int) -> str:
         source, counted = self.source, Counter(kind for _, kind, _ in self.rejected)
@@ -214,15 +216,13 @@ class _Search:
         )
 
     def gathered(self) -> Gathered:
-        train, held_out, supporting = self._divided()
-        balanced = bool(self.source.evidence)
+        train, held_out = self._divided()
         return Gathered(
             source=self.source,
             files=self.worker.files,
             index=self.index,
             train=train,
             held_out=held_out,
-            supporting=supporting if balanced else {},
             rejected=sorted(self.rejected),
-            read=len(self.index) if balanced else sum(queue.tried for queue in self.queues.values()),
+            read=len(self.index) if self.source.evidence else sum(queue.tried for queue in self.queues.values()),
         )

@@ -7,7 +7,7 @@ from string import Formatter
 from typing import Any, cast
 
 from nemo_cdt.config.compose import compose_settings
-from nemo_cdt.prepare.settings import SCHEMAS, Kind, Settings, Source, prefix, sources
+from nemo_cdt.prepare.settings import SCHEMAS, Kind, Settings, Source, Wording, prefix, sources
 
 
 def read(name: str, overrides: Sequence[str]) -> Settings:
@@ -75,9 +75,45 @@ def _check_source(key: str, source: Source) -> None:
 def _check_questions(key: str, source: Source) -> None:
     for field in ("question", "answer"):
         _require(bool(getattr(source.fields, field)), f"{key}fields.{field}=null: set it to a field of the rows")
-    _check_template(f"{key}passage", source.passage, {"number", "text"}, {"text"})
+    _check_wording(key, source, source)
+    for language, wording in source.translations.items():
+        _check_wording(f"{key}translations.{language}.", wording, source)
+    for name, field, off in (("languages", "language", "null"), ("reasoning_types", "type", "[]")):
+        value = getattr(source, name)
+        _require(
+            not value or getattr(source.fields, field) is not None,
+            f"{key}{name}={value} needs {key}fields.{field}, the name of the field that tells it: set one, or "
+            f"{key}{name}={off}",
+        )
+    _require(source.languages != [], f"{key}languages=[] takes no row: set languages, or null for all")
+    _check_lengths(key, source)
+
+
+def _check_wording(key: str, wording: Wording, source: Source) -> None:
     needed = {"question", "passages"} if source.fields.passages else {"question"}
-    _check_template(f"{key}prompt", source.prompt, needed, needed)
+    _check_template(f"{key}passage", wording.passage, {"number", "text"}, {"text"})
+    _check_template(f"{key}prompt", wording.prompt, needed, needed)
+    if wording.reasoning_prompt is not None:
+        _check_template(f"{key}reasoning_prompt", wording.reasoning_prompt, needed, needed)
+    _require(
+        not source.reasoning_types or wording.reasoning_prompt is not None,
+        f"{key}reasoning_prompt=null: set what asks for a reasoning, for reasoning_types={source.reasoning_types}",
+    )
+
+
+def _check_lengths(key: str, source: Source) -> None:
+    least, most = source.min_tokens, source.max_tokens
+    for length in source.lengths:
+        _require(
+            length > least and (most is None or length <= most),
+            f"{key}lengths={source.lengths}: {length} is not above {key}min_tokens={least} and at most "
+            f"{key}max_tokens={most}",
+        )
+    told = source.fields.passages is not None and source.fields.evidence is not None
+    _require(
+        told or not source.lengths,
+        f"{key}lengths={source.lengths} needs {key}fields.passages and {key}fields.evidence, the lists to pick from",
+    )
 
 
 def _check_template(key: str, template: str, known: set[str], needed: set[str]) -> None:

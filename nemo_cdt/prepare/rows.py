@@ -1,5 +1,7 @@
 """From a row of a data set to documents of tokens."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,35 +11,65 @@ from nemo_cdt.data.documents import IGNORE
 from nemo_cdt.data.jsonl import Tokens, chat_tokens, check_text_or_chat, is_text, parse, row_tokens
 from nemo_cdt.data.templates import BrokenTemplateError
 from nemo_cdt.data.tokenizer import encode
-from nemo_cdt.prepare.settings import Kind, Source
+from nemo_cdt.prepare.passages import picked
+from nemo_cdt.prepare.rejected import RejectedError
+from nemo_cdt.prepare.settings import Kind, Source, Wording
 
 
-class RejectedError(ValueError):
-    """A row that gives no document. ``kind`` is what is counted, the message is of this row."""
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What is counted of a row. "" and 0 are what the data set does not tell."""
 
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
+    type: str = ""
+    language: str = ""
+    supporting: int = 0
+
+
+NONE_TOLD = Traits()
+
+
+def traits(content: Any, source: Source) -> Traits:
+    """Of a question.
+
+    Raises:
+        RejectedError: where it is of a language that is not asked for, or a field is missing or no text.
+    """
+    row, fields = parsed(content), source.fields
+    kind, language = (_text(row.get(name), name) if name else "" for name in (fields.type, fields.language))
+    if source.languages is not None and language not in source.languages:
+        raise RejectedError("other language", f"'{language}' is none of languages={source.languages}")
+    return Traits(type=kind, language=language, supporting=_supporting(row, source) or 0)
 
 
 def supporting(content: Any, source: Source) -> int:
     """How many supporting passages a row has.
 
     Raises:
-        RejectedError: where it does not say, or has a number that is not asked for.
+        RejectedError: where it does not say, or has a number that is not asked for; what :func:`traits` raises.
     """
-    found = _parsed(content).get(source.fields.evidence or "")
-    if isinstance(found, list):
-        found = len(found)
-    if not isinstance(found, int) or isinstance(found, bool):
+    row = parsed(content)
+    traits(row, source)
+    found = _supporting(row, source)
+    if found is None:
         raise RejectedError("bad row", f"'{source.fields.evidence}' must be a list of passages, or how many there are")
     if found not in source.evidence:
         raise RejectedError("other evidence", f"{found} supporting passages are none of evidence={source.evidence}")
     return found
 
 
-def documents(content: Any, source: Source, tokenizer: PreTrainedTokenizerFast) -> list[Tokens]:
+def _supporting(row: dict[str, Any], source: Source) -> int | None:
+    found = row.get(source.fields.evidence or "")
+    if isinstance(found, list):
+        return len(found)
+    return found if isinstance(found, int) and not isinstance(found, bool) else None
+
+
+def documents(
+    content: Any, source: Source, tokenizer: PreTrainedTokenizerFast, seed: Sequence[int] = (0,)
+) -> list[Tokens]:
     """A row's documents: several where it is a book.
+
+    seed: of what is drawn for this row, where its passages are picked.
 
     Raises:
         RejectedError: where it gives none.
@@ -46,16 +78,16 @@ def documents(content: Any, source: Source, tokenizer: PreTrainedTokenizerFast) 
     try:
         if source.kind is Kind.books:
             return _chunks(_book(content, source), source, tokenizer)
-        return [_of_right_length(_tokens(_parsed(content), source, tokenizer), source)]
+        return [_of_right_length(_tokens(parsed(content), source, tokenizer, seed), source)]
     except (RejectedError, BrokenTemplateError):
         raise
     except ValueError as error:
         raise RejectedError("bad row", str(error)) from error
 
 
-def _tokens(row: dict[str, Any], source: Source, tokenizer: PreTrainedTokenizerFast) -> Tokens:
+def _tokens(row: dict[str, Any], source: Source, tokenizer: PreTrainedTokenizerFast, seed: Sequence[int]) -> Tokens:
     if source.kind is Kind.questions:
-        return chat_tokens(tokenizer, _chat(row, source))
+        return _question_tokens(row, source, tokenizer, seed)
     _check_row(row, tokenizer)
     return row_tokens(tokenizer, row)
 
@@ -65,7 +97,8 @@ def check_fields(content: Any, source: Source, prefix: str = "") -> None:
 
     prefix: of the source's keys on the command line.
     """
-    keys = {Kind.books: ["text"], Kind.questions: ["question", "answer", "passages", "evidence"], Kind.rows: []}
+    asked = ["question", "answer", "passages", "evidence", "type", "language"]
+    keys = {Kind.books: ["text"], Kind.questions: asked, Kind.rows: []}
     if isinstance(content, bytes):
         if source.kind is Kind.books:
             return  # a file of text
@@ -78,10 +111,18 @@ def check_fields(content: Any, source: Source, prefix: str = "") -> None:
         if name is not None and name not in content:
             has = ", ".join(map(str, content))
             field = f"{prefix}fields.{key}"
-            raise ValueError(f"{field}={name} is no field of the rows, which have {has}: set {field} to one")
+            none = ", or to null where there is none" * (key in ("passages", "evidence", "type", "language"))
+            raise ValueError(f"{field}={name} is no field of the rows, which have {has}: set {field} to one{none}")
 
 
-def _parsed(content: bytes) -> dict[str, Any]:
+def parsed(content: bytes | dict[str, Any]) -> dict[str, Any]:
+    """A row of JSON, or of parquet, which is one already.
+
+    Raises:
+        RejectedError: where it is no JSON object.
+    """
+    if isinstance(content, dict):
+        return content
     try:
         return parse(content)
     except ValueError as error:
@@ -118,24 +159,49 @@ def _book(content: Any, source: Source) -> str:
     return str(text)
 
 
-def _chat(row: dict[str, Any], source: Source) -> list[dict[str, str]]:
-    question, answer = (_text(row.get(name or ""), name) for name in (source.fields.question, source.fields.answer))
-    parts = {"question": question}
-    if source.fields.passages is not None:
-        parts["passages"] = _passages(row.get(source.fields.passages), source)
-    return [{"role": "user", "content": source.prompt.format(**parts)}, {"role": "assistant", "content": answer}]
+def _question_tokens(
+    row: dict[str, Any], source: Source, tokenizer: PreTrainedTokenizerFast, seed: Sequence[int]
+) -> Tokens:
+    found, fields = traits(row, source), source.fields
+    wording = source.translations.get(found.language, source)
+    question, answer = (_text(row.get(name or ""), name) for name in (fields.question, fields.answer))
+    passages = [] if fields.passages is None else _passages(row, fields.passages, source)
+
+    def tokens(passages: list[str]) -> Tokens:
+        prompt = _prompt(wording, found.type in source.reasoning_types).format(
+            question=question, passages=_written(passages, wording)
+        )
+        return chat_tokens(tokenizer, [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}])
+
+    if not source.lengths:
+        return tokens(passages)
+    rng = np.random.default_rng(seed)
+    return picked(
+        passages,
+        _passages(row, fields.evidence or "", source),
+        target=int(rng.choice(source.lengths)),
+        count=lambda passage: len(
+            encode(tokenizer, _written([passage], wording), add_special_tokens=False)["input_ids"]
+        ),
+        tokens=tokens,
+        rng=rng,
+    )
 
 
-def _passages(passages: Any, source: Source) -> str:
-    field, inner = source.fields.passages, source.fields.passage
+def _prompt(wording: Wording, reasoning: bool) -> str:
+    return wording.reasoning_prompt if reasoning and wording.reasoning_prompt else wording.prompt
+
+
+def _written(passages: list[str], wording: Wording) -> str:
+    return "".join(wording.passage.format(number=number, text=text) for number, text in enumerate(passages, start=1))
+
+
+def _passages(row: dict[str, Any], field: str, source: Source) -> list[str]:
+    passages, inner = row.get(field), source.fields.passage
     if not isinstance(passages, list) or not passages:
         raise RejectedError("bad row", f"'{field}' must be a list of passages")
     texts = passages if inner is None else [p.get(inner) if isinstance(p, dict) else None for p in passages]
-    written = (
-        source.passage.format(number=number, text=_text(text, f"{field}[{number - 1}]{'.' * bool(inner)}{inner or ''}"))
-        for number, text in enumerate(texts, start=1)
-    )
-    return "".join(written)
+    return [_text(text, f"{field}[{number}]{'.' * bool(inner)}{inner or ''}") for number, text in enumerate(texts)]
 
 
 def _text(value: Any, name: str | None) -> str:

@@ -28,10 +28,21 @@ class Fields:
     passages: Optional[str] = None  # questions: the list of passages
     passage: Optional[str] = None  # the text within a passage; null: a passage is a text itself
     evidence: Optional[str] = None  # the supporting passages: a list, or how many
+    type: Optional[str] = None  # what kind of question it is: see reasoning_types
+    language: Optional[str] = None  # of the question and its passages
 
 
 @dataclass(kw_only=True)
-class Source:
+class Wording:
+    """How the user's turn is written."""
+
+    passage: str = "Passage {number}:\n{text}\n"  # how a passage is written
+    prompt: str = "{passages}\n{question}"  # what the user's turn says
+    reasoning_prompt: Optional[str] = None  # what it says where the row's type is of reasoning_types
+
+
+@dataclass(kw_only=True)
+class Source(Wording):
     kind: Kind = Kind.rows  # what a row of the files is: SET says it
     input: Optional[str] = None  # the data set's local copy: a file or a folder
     hub: Optional[str] = None  # the data set's name on the Hugging Face Hub
@@ -42,9 +53,11 @@ class Source:
     min_tokens: int = 2  # the least tokens of a document, its chat template's included
     max_tokens: Optional[int] = None  # the most tokens of a document; null: any number
     evidence: list[int] = field(default_factory=list)  # numbers of supporting passages, equally often; empty: any
+    languages: Optional[list[str]] = None  # whose rows are taken; null: of all
+    reasoning_types: list[str] = field(default_factory=list)  # of rows whose answers are a reasoning
+    lengths: list[int] = field(default_factory=list)  # drawn from: tokens that a row's passages are picked to fill
     fields: Fields = field(default_factory=Fields)
-    passage: str = "Passage {number}:\n{text}\n"  # how a passage is written
-    prompt: str = "{passages}\n{question}"  # what the user's turn says
+    translations: dict[str, Wording] = field(default_factory=dict)  # the wording of other languages, by their names
 
 
 @dataclass(kw_only=True)

@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from nemo_cdt.data.jsonl import Tokens
 from nemo_cdt.data.tokenizer import load_tokenizer
 from nemo_cdt.prepare.files import SIZE, read_rows
-from nemo_cdt.prepare.rows import RejectedError, documents, supporting
-from nemo_cdt.prepare.settings import Source
+from nemo_cdt.prepare.rejected import RejectedError
+from nemo_cdt.prepare.rows import NONE_TOLD, Traits, documents, parsed, supporting, traits
+from nemo_cdt.prepare.settings import Kind, Source
 from nemo_cdt.utils.atomic_write import atomic_write, new_file
 from nemo_cdt.utils.parent_watchdog import end_with_parent
 from nemo_cdt.utils.reading import FileError, blamed_on, entry, read_json
@@ -39,6 +41,7 @@ class Place:
     start: int  # in int32
     length: int
     sequences: int
+    traits: Traits = NONE_TOLD
 
     def load(self) -> list[np.ndarray]:
         """Its tokens; or its tokens and its labels."""
@@ -90,8 +93,9 @@ class Task:
     def places(self) -> Iterator[tuple[int, Place]]:
         """Each document and its row."""
         start = 0
-        for row, length, sequences in self.read("documents", (int, int, int)):
-            yield row, Place(self._tokens, start, length, sequences)
+        for row, length, sequences, *told in self.read("documents", (int, int, int, str, str, int)):
+            found = Traits(type=told[0], language=told[1], supporting=told[2])
+            yield row, Place(self._tokens, start, length, sequences, found)
             start += length * sequences
 
     def examine(self, worker: "Worker") -> None:
@@ -105,15 +109,15 @@ class Task:
         atomic_write(self._result, json.dumps({"supporting": found, "rejected": rejected}))
 
     def tokenize(self, worker: "Worker") -> None:
-        """Result: the length of each row's documents, and the rows that are rejected; beside it, the tokens."""
+        """Result: the length and traits of each row's documents, and the rows rejected; beside it, the tokens."""
         sequences: list[np.ndarray] = []
         made, rejected = [], []
         for row, content in zip(self.rows.tolist(), read_rows(worker.files, self.index), strict=True):
             try:
-                for ids, labels in documents(content, worker.source, worker.tokenizer):
+                for found, (ids, labels) in worker.documents(row, content):
                     own = [ids] if ids is labels else [ids, labels]
                     sequences += [values.astype(np.int32) for values in own]
-                    made.append([row, len(ids), len(own)])
+                    made.append([row, len(ids), len(own), found.type, found.language, found.supporting])
             except RejectedError as error:
                 rejected.append([row, error.kind, str(error)])
         with new_file(self._tokens) as partial:
@@ -124,11 +128,19 @@ class Task:
 class Worker:
     """What a process needs to work on the tasks of a source."""
 
-    def __init__(self, source: Source, files: list[Path], tokenizer: str) -> None:
-        self.made_of = source, files, tokenizer
+    def __init__(self, source: Source, files: list[Path], tokenizer: str, seed: int = 0) -> None:
+        self.made_of = source, files, tokenizer, seed
         self.source = source
         self.files = files
         self.tokenizer = load_tokenizer(tokenizer)
+        self.seed = seed
+
+    def documents(self, row: int, content: Any) -> list[tuple[Traits, Tokens]]:
+        """Those of the row of this number; raises what :func:`~nemo_cdt.prepare.rows.documents` raises."""
+        asks = self.source.kind is Kind.questions
+        content = parsed(content) if asks else content  # once
+        made = documents(content, self.source, self.tokenizer, (self.seed, row))
+        return [(traits(content, self.source) if asks else NONE_TOLD, tokens) for tokens in made]
 
 
 def cut(folder: Path, stage: str, rows: np.ndarray, index: np.ndarray) -> list[Task]:
@@ -189,12 +201,12 @@ def _done(tasks: list[Task], method: str, worker: Worker, workers: int) -> Itera
 _worker: Worker | None = None
 
 
-def _start(source: Source, files: list[Path], tokenizer: str) -> None:
+def _start(source: Source, files: list[Path], tokenizer: str, seed: int) -> None:
     global _worker
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process is one of several already
-    _worker = Worker(source, files, tokenizer)
+    _worker = Worker(source, files, tokenizer, seed)
 
 
 def _work(task: Task, method: str) -> str | None:

@@ -53,9 +53,8 @@ def prepare(name: str, settings: Settings, command: str) -> Path:
         gathered = {
             key: gather(
                 key,
-                Worker(source, found[key], settings.tokenizer),
+                Worker(source, found[key], settings.tokenizer, settings.seed),
                 folder=work,
-                seed=settings.seed,
                 workers=settings.workers,
                 prefix=prefix(key, settings),
             )
@@ -91,9 +90,10 @@ def _described(folder: Path, summary: dict[str, Any]) -> list[str]:
     for name, source in summary["sources"].items():
         dropped = ", ".join(f"{count:,} {kind}" for kind, count in source["dropped"].items()) or "none"
         lines.append(f"  {name}: {source['rows_read']:,} of {source['rows']:,} rows read; rejected: {dropped}")
-        if source["supporting_passages"]:
-            counts = ", ".join(f"{count:,} of {key}" for key, count in source["supporting_passages"].items())
-            lines.append(f"    documents by supporting passages: {counts}")
+        for trait in ("types", "languages", "supporting_passages"):
+            if source.get(trait):  # a folder of an earlier version has fewer
+                counts = ", ".join(f"{count:,} of {key}" for key, count in source[trait].items())
+                lines.append(f"    documents by {trait.replace('_', ' ')}: {counts}")
         lines.append(f"    licence: {source['licence']}")
     return lines
 
@@ -229,6 +229,8 @@ def _of_source(part: Gathered) -> dict[str, Any]:
         "dropped": dict(Counter(kind for _, kind, _ in part.rejected)),
         "train": len(part.train),
         "validation": len(part.held_out),
-        "supporting_passages": part.supporting,
+        "types": part.counted("type"),
+        "languages": part.counted("language"),
+        "supporting_passages": part.counted("supporting"),
         "settings": asdict(part.source),
     }

@@ -11,6 +11,7 @@ import numpy as np
 from nemo_cdt.describe import describe
 from nemo_cdt.objectives import objective_of
 from nemo_cdt.objectives.cdt.settings import Normalization
+from nemo_cdt.objectives.glossary import figures
 from nemo_cdt.report.run import Run, Series
 
 HARDLY_ANYTHING = 1e-4
@@ -19,19 +20,6 @@ HARDLY_ANYTHING = 1e-4
 Best = Callable[[np.ndarray], int] | None
 
 BEST: dict[str | None, Best] = {"lowest": np.nanargmin, "highest": np.nanargmax, None: None}
-METRICS: dict[str, tuple[str, Best]] = {
-    "loss": ("training loss", np.nanargmin),
-    "val_loss": ("validation loss", np.nanargmin),
-    "val_perplexity": ("validation perplexity", np.nanargmin),
-    "val_accuracy": ("right answers in validation, fraction", np.nanargmax),
-    "val_critical_supporting": ("supporting tokens among the critical, fraction", None),
-    "val_base_supporting": ("supporting tokens among all, fraction", None),
-    "grad_norm": ("gradient norm", None),
-    "lr": ("learning rate", None),
-    "step_time": ("step time, s", np.nanargmin),
-    "tokens_per_second": ("tokens per second", np.nanargmax),
-    "peak_memory_gib": ("peak memory, GiB", None),
-}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -85,8 +73,7 @@ def table(run: Run) -> list[Row]:
 
 def _metrics(run: Run) -> dict[str, tuple[str, Best]]:
     """What every run logs, and what the run's objective does, behind the loss."""
-    own = {metric.name: (metric.title, BEST[metric.best]) for metric in objective_of(run.config).METRICS}
-    return {"loss": METRICS["loss"]} | own | METRICS
+    return {name: (metric.title, BEST[metric.best]) for name, metric in figures(objective_of(run.config)).items()}
 
 
 def notice(run: Run) -> str | None:

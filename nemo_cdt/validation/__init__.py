@@ -6,8 +6,9 @@ Each check raises ValueError with one line: the values that cannot be together, 
 from functools import partial
 
 from nemo_cdt.config import Config
-from nemo_cdt.validation.jobs import check_launcher
+from nemo_cdt.validation.jobs import check_launcher, missing_keys
 from nemo_cdt.validation.layout import check_vocabulary, validate_layout
+from nemo_cdt.validation.loggers import check_loggers, missing_packages
 from nemo_cdt.validation.outputs import check_output, check_places
 from nemo_cdt.validation.places import check_unused, inputs
 from nemo_cdt.validation.rules import require_all
@@ -22,6 +23,8 @@ __all__ = [
     "check_unused",
     "check_vocabulary",
     "inputs",
+    "missing_keys",
+    "missing_packages",
     "record_data",
     "require_same_data",
     "require_sources",
@@ -42,5 +45,6 @@ def validate(config: Config, site: str = "launcher") -> None:
         partial(check_launcher, config.launcher, config.name, config.output, site),
         partial(validate_values, config),
         partial(validate_layout, config),
+        partial(check_loggers, config),
         *sources,
     )

@@ -55,8 +55,9 @@ def check_launcher(launcher: Launcher, name: str, output: str, where: str) -> No
     _check_keys(launcher)
     if launcher.name is LauncherName.local:
         return
-    for key in REQUIRED[launcher.name]:
-        if getattr(launcher, key) in (None, {}):
+    shown = launcher.dryrun and launcher.name is SLURM  # with a placeholder
+    for key in missing_keys(launcher):
+        if not shown:
             raise ValueError(f"launcher.{key} is missing: set {key} in {where}, or launcher.{key} here")
     if launcher.elsewhere and not launcher.workdir:
         raise ValueError(f"launcher.workdir is missing: set workdir in {where}, or launcher.workdir here")
@@ -67,6 +68,11 @@ def check_launcher(launcher: Launcher, name: str, output: str, where: str) -> No
                 f"{key}={value!r} with launcher={launcher.name}: set it to letters, digits and . _ - = + , /"
                 + (", a path in launcher.workdir" if key == "output" and launcher.elsewhere else "")
             )
+
+
+def missing_keys(launcher: Launcher) -> list[str]:
+    """The keys that a job cannot do without, and does not have."""
+    return [key for key in REQUIRED.get(launcher.name, ()) if getattr(launcher, key) in (None, {})]
 
 
 def _check_keys(launcher: Launcher) -> None:

@@ -8,8 +8,17 @@ from nemo_cdt.utils.atomic_write import real
 from nemo_cdt.validation.rules import require
 
 OURS = {
-    *("checkpoints", "init", "tokenizer", "tensorboard", "profile", "baseline", "index", "slurm"),
-    *("config.yaml", "versions.json", "job.json", "data.json", "metrics.jsonl", "sample.json", "report.html"),
+    *("checkpoints", "init", "tokenizer", "tensorboard", "wandb", "mlflow", "profile", "baseline", "index", "slurm"),
+    *(
+        "config.yaml",
+        "versions.json",
+        "job.json",
+        "data.json",
+        "loggers.yaml",
+        "metrics.jsonl",
+        "sample.json",
+        "report.html",
+    ),
     *("key_tokens.npz", "ft_state.json", "lightning_logs.txt", "cmd-args.log", "git-info.log", "nemo_error_log.txt"),
 }
 """What a run, its launcher and NeMo's logger write in OUTPUT; names that begin with a dot or nemo_log_ are theirs too.

@@ -112,6 +112,59 @@ def test_a_measure_writes_numbers_pictures_and_a_page(here, measure, capsys):
         assert [sample["sample"] for sample in result["samples"]] == ["sample 0", "sample 1"]
 
 
+SUPPORTING_ONLY = {
+    "messages": [
+        {"role": "user", "content": "Mary went to the hall. Rain falls on the roof. Where is Mary?"},
+        {"role": "assistant", "content": "hall"},
+    ],
+    "spans": [{"message": 0, "start": 0, "end": 22, "type": "supporting"}],
+}
+
+
+@pytest.mark.parametrize("measure", sorted({*Measure} - {Measure.significance}))
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_rows_of_two_types_are_measured_without_a_word_of_numpys(here, measure):
+    (here / "rows.jsonl").write_text(json.dumps(SUPPORTING_ONLY) + "\n" + json.dumps(SUPPORTING_ONLY))
+    data = ["data=jsonl", f"data.path={here / 'rows.jsonl'}"]
+    some = ["longppl.context=20", "longppl.window=8"] if measure in ("longppl", "detection") else []
+
+    overrides = ["model=model", *data, *EXTRA.get(measure, []), *some, f"output={here / 'out'}"]
+    assert main(["analyze", measure, *overrides]) == 0
+
+    page = Page((here / "out/report.html").read_text())
+    if measure in ("ig", "fr", "gradient"):
+        result = json.loads((here / "out/result.json").read_text())["numbers"]
+        assert result["share_if_blind"]["mean"] == 0.5
+        assert "a token, supporting fact (50 % if blind)" in page.text
+        assert "interference fact (" not in page.text
+    if measure == "checkpoints":
+        assert "a share of 0.5." in page.text
+
+
+def test_where_no_answer_is_right_the_console_and_the_page_say_what_the_model_writes(here, capsys):
+    main(["analyze", "ig", "model=model", *DATA, f"output={here / 'out'}"])
+
+    line = 'None of the 2 answers is what greedy decoding writes (to sample 0 it writes "'
+    assert f"note: {line}" in capsys.readouterr().err
+    assert line in Page((here / "out/report.html").read_text()).text
+
+
+def test_where_an_answer_is_right_nothing_is_said_of_format(here, capsys):
+    prompt, llama = [72, 105, 33, 32], LlamaForCausalLM.from_pretrained("model")
+    (written,) = llama.generate(torch.tensor([prompt]), max_new_tokens=1, do_sample=False)[0, 4:].tolist()
+    row = {
+        "input_ids": [*prompt, written],
+        "labels": [*[-100] * 4, written],
+        "token_types": ["irrelevant"] * 5,
+    }
+    (here / "rows.jsonl").write_text(json.dumps(row))
+
+    main(["analyze", "fr", "model=model", "data=jsonl", f"data.path={here / 'rows.jsonl'}", f"output={here / 'out'}"])
+
+    assert "None of the" not in capsys.readouterr().err
+    assert "1 of 1 correct" in Page((here / "out/report.html").read_text()).text
+
+
 def test_checkpoints_are_in_the_order_of_their_steps_and_the_measure_has_its_name_of_before(here, capsys):
     main(["analyze", "em", "model=run", *DATA, f"output={here / 'out'}"])
     by_group = json.loads((here / "out/result.json").read_text())["numbers"]["checkpoints"]

@@ -1,5 +1,6 @@
 """What is said of a job before it is submitted, or in place of that."""
 
+import io
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,27 @@ def test_a_dry_run_shows_a_job_whose_data_are_not_there_and_says_so(capsys):
     assert shown.err.startswith("note: as it stands this job would not start: data.path=null")
     with pytest.raises(ValueError, match=r"data\.path=null"):
         run(*wanted)
+
+
+@pytest.mark.parametrize("submit", ["sbatch", "nemo_run"])
+def test_a_dry_run_without_a_site_marks_what_is_missing_and_a_submission_is_refused(
+    capsys, tmp_path, monkeypatch, submit
+):
+    monkeypatch.setattr("sys.stdin", io.StringIO())  # NeMo-Run's shell reads it
+    (tmp_path / "none.yaml").write_text("")
+    wanted = ("launcher=slurm", f"launcher.submit={submit}")
+
+    launch_job(run(*wanted, "launcher.dryrun=true", site=tmp_path / "none.yaml"))
+
+    shown = capsys.readouterr()
+    for key in ("account", "partition"):
+        assert f"#SBATCH --{key}=SET_LAUNCHER_{key.upper()}\n" in shown.out
+        said = (
+            f"note: launcher.{key} is missing, and the script has SET_LAUNCHER_{key.upper()} in its place: set {key} "
+        )
+        assert f"{said}in {tmp_path}/none.yaml, or launcher.{key} here, to submit it\n" in shown.err
+    with pytest.raises(ValueError, match=r"launcher\.account is missing"):
+        run(*wanted, site=tmp_path / "none.yaml")
 
 
 def test_a_dry_run_for_a_cluster_elsewhere_needs_nothing_of_it_here(capsys, tmp_path):

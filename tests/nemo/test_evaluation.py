@@ -143,6 +143,18 @@ def test_an_evaluator_that_cannot_judge_is_one_line(how, expected, weights, docu
     assert not (tmp_path / "run/key_tokens.npz").exists()
 
 
+def test_the_first_validation_says_where_no_answer_is_what_greedy_decoding_writes(weights, documents, tmp_path):
+    none_right = documents[1::2] * 2
+
+    said = {
+        name: on_ranks(jobs.said_by_evaluation, 1, run(tmp_path / name, weights, c.Parallel(), 1), some)[0]
+        for name, some in (("half", documents), ("none", none_right))
+    }
+
+    line = "note: None of the 4 answers of validation is what greedy decoding writes: "
+    assert (said["half"].count(line), said["none"].count(line)) == (0, 1)
+
+
 def test_detection_in_a_validation_moves_nothing(weights, documents, tmp_path):
     """A plain run that validates ends with the very weights of one that does not."""
     plain = settings_of("ce")

@@ -63,6 +63,12 @@ LAYOUTS = {
     "TP2+SP full recompute, MLP in 3 chunks": Layout(
         2, c.Parallel(tensor=2, sequence=True), trainer={"recompute": c.Recompute.full, "mlp_chunks": 3}
     ),
+    "DP2 overlapped, full recompute, MLP in 3 chunks": Layout(
+        2,
+        c.Parallel(overlap_grad_reduce=True, overlap_param_gather=True),
+        trainer={"recompute": c.Recompute.full, "mlp_chunks": 3},
+        detection_recompute=DetectionRecompute.full,
+    ),
     "selective recompute in detection alone": Layout(1, detection_recompute=DetectionRecompute.selective),
     "1 micro-batch of 8 rows": Layout(1, trainer={"micro_batch_size": 8}),
     "2 micro-batches of 4 rows": Layout(1, trainer={"micro_batch_size": 4}),

@@ -42,8 +42,8 @@ def write_books(folder, *, books=24, seed=0, longest=1500):
     return [row["text"] for row in rows]
 
 
-def write_longmit(file, *, rows=60, seed=0, longest=400):
-    """donmaclean/LongMIT-128K: JSON lines; 1 to 7 supporting passages."""
+def write_longmit(file, *, rows=60, seed=0, longest=400, chinese=0):
+    """donmaclean/LongMIT-128K: JSON lines; 1 to 7 supporting passages; the last ``chinese`` rows are."""
     rng = random.Random(seed)
     made = []
     for number in range(rows):
@@ -52,8 +52,8 @@ def write_longmit(file, *, rows=60, seed=0, longest=400):
         made.append(
             {
                 "id": number,
-                "type": "inter_doc",
-                "language": "en",
+                "type": ("inter_doc", "intra_doc", "extractive")[number % 3],
+                "language": "zh" if number >= rows - chinese else "en",
                 "all_docs": passages,
                 "clue_docs": passages[:supporting],
                 "question": f"What does passage {number} say?",

@@ -33,7 +33,7 @@ def gathered(name, path, folder, *, seed=0, tokenizer="byte", **values) -> Gathe
     settings = compose_prepare(name, [])
     source = Source(**{**{key: getattr(settings, key) for key in Source.__dataclass_fields__}, **values})
     folder.mkdir(exist_ok=True)
-    return gather(name, Worker(source, find_files(path, source.kind), tokenizer), folder=folder, seed=seed, workers=1)
+    return gather(name, Worker(source, find_files(path, source.kind), tokenizer, seed), folder=folder, workers=1)
 
 
 def texts(places):
@@ -85,7 +85,7 @@ def test_numbers_of_supporting_passages_are_balanced_and_others_rejected(tmp_pat
 
     counts = [Counter(len(rows[asked(place)]["clue_docs"]) for place in part) for part in (found.train, found.held_out)]
     assert counts == [dict.fromkeys(range(2, 7), 4), dict.fromkeys(range(2, 7), 1)]
-    assert found.supporting == dict.fromkeys(range(2, 7), 4)
+    assert found.counted("supporting") == dict.fromkeys(range(2, 7), 4)
     assert {(kind, len(rows[row]["clue_docs"])) for row, kind, _ in found.rejected} == {
         ("other evidence", 1),
         ("other evidence", 7),
@@ -107,8 +107,40 @@ def test_a_class_that_is_short_leaves_its_share_to_the_others(tmp_path):
     rows, found = longmit(tmp_path, samples=40, validation_samples=0)
 
     there = Counter(len(row["clue_docs"]) for row in rows)
-    assert sum(found.supporting.values()) == 40
-    assert all(count <= there[key] for key, count in found.supporting.items())
+    assert sum(found.counted("supporting").values()) == 40
+    assert all(count <= there[key] for key, count in found.counted("supporting").items())
+
+
+def test_balance_is_among_the_rows_of_the_languages_that_are_taken(tmp_path):
+    rows = write_longmit(tmp_path / "longmit.jsonl", chinese=20)
+    some = {"min_tokens": 2, "max_tokens": None, "samples": 20, "validation_samples": 0}
+
+    def found(folder, **values):
+        return gathered("longmit", tmp_path / "longmit.jsonl", tmp_path / folder, **some, **values)
+
+    english, both = found("en"), found("both", languages=None)
+
+    assert english.counted("language") == {"en": 20}
+    assert english.counted("supporting") == dict.fromkeys(range(2, 7), 4)
+    assert Counter(kind for _, kind, _ in english.rejected)["other language"] == 20
+    assert english.counted("type") == Counter(rows[asked(place)]["type"] for place in english.train)
+    assert both.counted("language").keys() == {"en", "zh"}
+
+
+def test_picked_passages_fill_the_lengths_that_are_drawn_and_are_the_same_in_any_number_of_tasks(tmp_path, monkeypatch):
+    lengths = {"lengths": [1200, 2600], "samples": None, "validation_samples": 0, "evidence": [2, 3]}
+    rows, found = longmit(tmp_path, "one", **lengths)
+
+    drawn = Counter(next(length for length in lengths["lengths"] if place.length <= length) for place in found.train)
+    assert drawn.keys() == {1200, 2600}
+    for place in found.train:
+        (text,), row = texts([place]), rows[asked(place)]
+        assert all(passage["content"] in text for passage in row["clue_docs"])
+        assert not all(passage["content"] in text for passage in row["all_docs"])
+    assert "too few passages" in {kind for _, kind, _ in found.rejected}
+    monkeypatch.setattr(work, "TASK_ROWS", 2)
+    assert texts(longmit(tmp_path, "many", **lengths)[1].train) == texts(found.train)
+    assert texts(longmit(tmp_path, "other", **lengths, seed=1)[1].train) != texts(found.train)
 
 
 def test_the_seed_decides_which_rows_are_taken(tmp_path):

@@ -5,8 +5,9 @@ import pytest
 
 from nemo_cdt.data.documents import IGNORE
 from nemo_cdt.data.jsonl import chat_tokens
+from nemo_cdt.prepare.rejected import RejectedError
 from nemo_cdt.prepare.request import compose_prepare
-from nemo_cdt.prepare.rows import RejectedError, check_fields, documents, supporting
+from nemo_cdt.prepare.rows import NONE_TOLD, Traits, check_fields, documents, supporting, traits
 from nemo_cdt.prepare.settings import Fields, Kind, Source
 
 CHAT = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Mary."}]
@@ -19,6 +20,46 @@ def content(**row):
 def source(name, **values):
     settings = compose_prepare(name, [])
     return Source(**{**{key: getattr(settings, key) for key in Source.__dataclass_fields__}, "min_tokens": 2, **values})
+
+
+LONGMIT = {"type": "extractive", "language": "en", "question": "q", "answer": "Mary.", "all_docs": [{"content": "p"}]}
+
+
+def asked(tokenizer, row, **values):
+    """What the user's turn says."""
+    ((ids, labels),) = documents(content(**row), source("longmit", **values), tokenizer)
+    return tokenizer.decode(ids[labels == IGNORE])
+
+
+@pytest.mark.parametrize(
+    ("type", "language", "expected"),
+    [
+        ("inter_doc", "en", "Give the whole reasoning"),
+        ("intra_doc", "en", "Give the whole reasoning"),
+        ("extractive", "en", "with the answer alone."),
+        ("inter_doc", "zh", "写出得到答案的完整推理"),
+        ("extractive", "zh", "只写出答案"),
+    ],
+)
+def test_a_reasoning_is_asked_for_where_the_type_says_so_in_the_language_of_the_row(bpe, type, language, expected):
+    others = {"Give the whole reasoning", "with the answer alone.", "写出得到答案的完整推理", "只写出答案"} - {expected}
+
+    prompt = asked(bpe, {**LONGMIT, "type": type, "language": language}, languages=None)
+
+    assert expected in prompt
+    assert not any(other in prompt for other in others)
+    assert ("文章1" if language == "zh" else "Passage 1:\np\n") in prompt
+
+
+def test_a_language_without_a_translation_is_asked_as_english_is(bpe):
+    assert "Passage 1:\np\n" in asked(bpe, {**LONGMIT, "language": "fr"}, languages=["fr"])
+
+
+def test_a_row_tells_its_type_language_and_supporting_passages():
+    row = {**LONGMIT, "type": "intra_doc", "clue_docs": [1, 2, 3]}
+
+    assert traits(content(**row), source("longmit")) == Traits(type="intra_doc", language="en", supporting=3)
+    assert traits(content(q="Who?"), Source(fields=Fields(question="q"))) == NONE_TOLD
 
 
 def test_a_book_becomes_chunks_that_begin_with_the_tokenizers_bos_and_lose_the_rest(bpe):
@@ -41,7 +82,7 @@ def test_a_tokenizer_that_adds_no_bos_begins_a_chunk_with_text(byte):
 
 
 def test_a_question_is_asked_behind_its_passages_and_the_answer_alone_is_labelled(bpe):
-    row = {"question": "Who {x}?", "answer": "Mary.", "all_docs": [{"content": "One."}, {"content": "Two {y}."}]}
+    row = {**LONGMIT, "question": "Who {x}?", "all_docs": [{"content": "One."}, {"content": "Two {y}."}]}
     prompt = "Passage 1:\nOne.\nPassage 2:\nTwo {y}.\n\nWho {x}?"
     expected = chat_tokens(bpe, [{"role": "user", "content": prompt}, {"role": "assistant", "content": "Mary."}])
 
@@ -53,7 +94,7 @@ def test_a_question_is_asked_behind_its_passages_and_the_answer_alone_is_labelle
 
 
 def test_passages_may_be_texts_themselves(byte):
-    plain = source("longmit", fields=Fields(question="q", answer="a", passages="p"))
+    plain = source("longmit", fields=Fields(question="q", answer="a", passages="p"), languages=None)
 
     ((ids, _),) = documents(content(q="Who?", a="Mary.", p=["One."]), plain, byte)
 
@@ -80,16 +121,23 @@ def test_rows_of_yours_are_chats_or_texts(bpe):
 
 @pytest.mark.parametrize(("clues", "expected"), [([1, 2, 3], 3), (4, 4)])
 def test_supporting_passages_are_listed_or_counted(clues, expected):
-    assert supporting(content(clue_docs=clues), source("longmit")) == expected
+    assert supporting(content(**LONGMIT, clue_docs=clues), source("longmit")) == expected
 
 
-LONGMIT = {"question": "q", "answer": "a", "all_docs": [{"content": "p"}]}
 REJECTED = {
     "not JSON": ("longmit", b'{"question": ', "bad row", "not JSON: Expecting value"),
     "no object": ("longmit", b"[1]", "bad row", "not a JSON object"),
     "no question": ("longmit", content(**{**LONGMIT, "question": ""}), "bad row", "'question' must be a string"),
     "no answer": ("longmit", content(**{**LONGMIT, "answer": None}), "bad row", "'answer' must be a string"),
-    "half a surrogate": ("longmit", b'{"question": "\\ud800"}', "bad row", "'question' must be a string of valid"),
+    "half a surrogate": ("longmit", b'{"type": "\\ud800"}', "bad row", "'type' must be a string of valid"),
+    "no type": ("longmit", content(**{**LONGMIT, "type": None}), "bad row", "'type' must be a string"),
+    "no language": ("longmit", content(**{**LONGMIT, "language": 1}), "bad row", "'language' must be a string"),
+    "Chinese": (
+        "longmit",
+        content(**{**LONGMIT, "language": "zh"}),
+        "other language",
+        r"'zh' is none of languages=\['en'\]",
+    ),
     "no passages": ("longmit", content(**{**LONGMIT, "all_docs": []}), "bad row", "'all_docs' must be a list"),
     "a passage without text": (
         "longmit",
@@ -125,16 +173,17 @@ def test_a_row_that_gives_nothing_says_why(byte, what):
 )
 def test_a_number_of_supporting_passages_that_is_not_asked_for_is_rejected(clues, kind):
     with pytest.raises(RejectedError) as raised:
-        supporting(content(clue_docs=clues), source("longmit"))
+        supporting(content(**LONGMIT, clue_docs=clues), source("longmit"))
 
     assert raised.value.kind == kind
 
 
-@pytest.mark.parametrize("key", ["question", "answer", "passages", "evidence"])
+@pytest.mark.parametrize("key", ["question", "answer", "passages", "evidence", "type", "language"])
 def test_a_field_that_the_rows_do_not_have_is_an_error_that_names_its_key(key):
     longmit = source("longmit")
     name = getattr(longmit.fields, key)
-    row = {field: "x" for field in ("question", "answer", "all_docs", "clue_docs") if field != name}
+    fields = ("question", "answer", "all_docs", "clue_docs", "type", "language")
+    row = {field: "x" for field in fields if field != name}
 
     with pytest.raises(
         ValueError, match=f"fields.{key}={name} is no field of the rows, which have .*: set fields.{key}"

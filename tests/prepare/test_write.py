@@ -12,10 +12,10 @@ from filelock import FileLock
 from nemo_cdt.data.documents import IGNORE
 from nemo_cdt.megatron.indexed import IndexedDocuments
 from nemo_cdt.prepare.request import read
-from nemo_cdt.prepare.write import prepare
+from nemo_cdt.prepare.write import describe, prepare
 from nemo_cdt.prepared import fingerprint, read_summary
 from tests import jobs
-from tests.prepare.conftest import write_longalpaca
+from tests.prepare.conftest import write_longalpaca, write_longmit
 from tests.ranks import started
 
 MIX = ["longmit.samples=15", "longmit.validation_samples=5", "longalpaca.samples=4", "longalpaca.validation_samples=1"]
@@ -63,6 +63,10 @@ def test_a_mix_is_shuffled_counted_and_read_back(folder, bpe_folder, bpe):
     longmit, longalpaca = summary["sources"]["longmit"], summary["sources"]["longalpaca"]
     assert longmit["supporting_passages"] == {str(number): 3 for number in range(2, 7)}
     assert longmit["dropped"] == {"other evidence": 17}
+    assert longmit["languages"] == {"en": 15}
+    assert sum(longmit["types"].values()) == 15
+    assert longmit["types"].keys() <= {"inter_doc", "intra_doc", "extractive"}
+    assert (longalpaca["languages"], longalpaca["types"], longalpaca["supporting_passages"]) == ({}, {}, {})
     assert longmit["files"] == {f"{folder}/longmit.jsonl": (folder / "longmit.jsonl").stat().st_size}
     assert longmit["licence"] == "Apache-2.0"
     assert longalpaca["licence"].startswith("none on the data set's card")
@@ -85,6 +89,25 @@ def test_rejects_name_their_file_line_and_reason(tmp_path):
         "1 tokens are fewer than min_tokens=2",
     ]
     assert not (output / "validation.bin").exists()
+
+
+def test_what_is_taken_and_dropped_of_longmit_is_said_and_every_rejected_row_has_its_line(tmp_path):
+    rows = write_longmit(tmp_path / "longmit.jsonl", chinese=20)
+    some = ["tokenizer=byte", "samples=20", "validation_samples=0", "min_tokens=2", "max_tokens=null"]
+
+    output = prepared("longmit", f"input={tmp_path}/longmit.jsonl", f"output={tmp_path}/out", *some)
+
+    rejects = [json.loads(line) for line in (output / "rejects.jsonl").read_text().splitlines()]
+    assert {reject["line"] for reject in rejects if "'zh' is none of" in reject["reason"]} == {*range(41, 61)}
+    dropped = read_summary(output)["sources"]["longmit"]["dropped"]
+    assert dropped == {
+        "other language": 20,
+        "other evidence": sum(len(row["clue_docs"]) in (1, 7) for row in rows[:40]),
+    }
+    told = describe(output)
+    assert "documents by languages: 20 of en" in told
+    assert "documents by types: " in told
+    assert "documents by supporting passages: 4 of 2, 4 of 3, 4 of 4, 4 of 5, 4 of 6" in told
 
 
 def test_texts_and_books_are_stored_once_and_labelled_throughout(books, tmp_path):

@@ -19,15 +19,19 @@ from nemo_cdt.launch.home import nemo_run_home
 from nemo_cdt.launch.job import Job
 from nemo_cdt.launch.local.cluster import this_process
 from nemo_cdt.launch.remembered import JOB, remember
+from nemo_cdt.tracking import IDS, send_report
 from nemo_cdt.utils.atomic_write import traceless
 from nemo_cdt.utils.lock import held
 from nemo_cdt.utils.noise import PYNVML
 from nemo_cdt.utils.parent_watchdog import LAUNCHER
 from nemo_cdt.utils.user_errors import fail
-from nemo_cdt.validation import check_output, check_unused
+from nemo_cdt.validation import check_output, check_unused, missing_packages
 
 TRAIN = "nemo_cdt.nemo.train"
-BEFORE_TRAINING = ("init", ".init.lock", "tokenizer", ".tokenizer.lock", "key_tokens.npz", ".key_tokens.lock", "index")
+BEFORE_TRAINING = (
+    *("init", ".init.lock", "tokenizer", ".tokenizer.lock", "key_tokens.npz", ".key_tokens.lock", "index"),
+    *("tensorboard", "wandb", "mlflow", IDS),
+)
 """In OUTPUT, what a start writes before it knows that it can train."""
 
 
@@ -37,8 +41,8 @@ def launch_local(config: Config) -> None:
     Raises:
         ValueError: where another run is in OUTPUT, or has been there since the configuration was validated.
     """
-    for blocker in training_blockers():
-        fail(blocker)
+    if blockers := [*training_blockers(), *missing_packages(config)]:
+        fail(*blockers)
     with _told_by_sigterm(), held(Path(config.output)):
         check_output(config)
         check_unused(config)
@@ -53,7 +57,7 @@ def launch_local(config: Config) -> None:
         if config.report:
             from nemo_cdt.report import write_report
 
-            write_report(Path(config.output))
+            send_report(config, write_report(Path(config.output)))
         print(f"\n{config.name} is done. {config.output} holds", *_table(_written(config)), sep="\n  ", flush=True)
 
 
@@ -121,9 +125,14 @@ def _train_in_processes(file: Path, devices: int, max_restarts: int) -> None:
 
 
 def _mistake(logs: Path) -> str | None:
-    """The user's mistake that a rank reported before torchrun told, at length, that the rank had ended."""
+    """The user's mistake that a rank reported before torchrun told, at length, that the rank had ended.
+
+    ``training failed`` is none: it is told above.
+    """
     for log in logs.rglob("combined.log"):
-        if found := re.search(r"^\[default\d+\]:error: (.+)$", log.read_text(errors="replace"), re.MULTILINE):
+        if found := re.search(
+            r"^\[default\d+\]:error: (?!training failed)(.+)$", log.read_text(errors="replace"), re.MULTILINE
+        ):
             return found.group(1)
     return None
 
@@ -181,6 +190,8 @@ CONTENTS = {
     "init": "the weights the run started from, to which LoRA's checkpoints refer",
     "metrics.jsonl": "the figures of every step",
     "tensorboard": "the same figures, for TensorBoard",
+    "wandb": "the same figures, as Weights & Biases keeps them",
+    "mlflow": "the same figures, for `mlflow ui --backend-store-uri sqlite:///.../mlflow/mlflow.db`",
     "profile": "where the time of one step went: traces for ui.perfetto.dev, tables",
     "sample.json": "what detection made of one document",
     "study.json": "which method finds the facts, and answers before and after",
@@ -188,6 +199,7 @@ CONTENTS = {
     "config.yaml": "the whole configuration",
     "versions.json": "the versions of the packages the run was made with",
     "data.json": "the checksums of the data the run trained on",
+    "loggers.yaml": "the ids of this run at Weights & Biases and MLflow",
     "job.json": "the job, for nemo-cdt status, logs and cancel",
     "tokenizer": "the tokenizer of the checkpoints",
     "key_tokens.npz": "LongPPL's key tokens of the validation rows",

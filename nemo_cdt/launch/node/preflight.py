@@ -23,7 +23,7 @@ from nemo_cdt.config.launcher import Launcher
 from nemo_cdt.config.resumption import earlier_attempt, require_same_run
 from nemo_cdt.doctor import training_blockers
 from nemo_cdt.nemo.versions import versions
-from nemo_cdt.validation import check_files, check_places, check_unused, require_same_data
+from nemo_cdt.validation import check_files, check_places, check_unused, missing_packages, require_same_data
 
 TIMEOUT = timedelta(minutes=5)
 FREE_GIB = 1
@@ -88,7 +88,7 @@ def _facts(config: Config, rank: int, local: int) -> dict[str, Any]:
 
 
 def _node_faults(config: Config, rank: int) -> list[str]:
-    faults = training_blockers()
+    faults = [*training_blockers(), *(missing_packages(config) if rank == 0 else [])]  # rank 0 logs
     try:
         check_files(config)
     except ValueError as error:

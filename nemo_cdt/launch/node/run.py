@@ -19,6 +19,7 @@ from nemo_cdt.config import Config, load, save
 from nemo_cdt.launch.baseline import with_baseline
 from nemo_cdt.launch.node.place import PATIENCE, Place
 from nemo_cdt.launch.node.torchrun import fail, train
+from nemo_cdt.tracking import send_report
 from nemo_cdt.utils.lock import held
 from nemo_cdt.utils.noise import PYNVML
 from nemo_cdt.utils.user_errors import reported
@@ -56,7 +57,7 @@ def main() -> None:
         if config.report and place.rank == 0:
             from nemo_cdt.report import write_report
 
-            write_report(Path(config.output))
+            send_report(config, write_report(Path(config.output)))
             print(f"{config.name} is done, in {config.output}", flush=True)
 
 

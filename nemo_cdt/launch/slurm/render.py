@@ -7,16 +7,20 @@ after a failure; not after a user's mistake, exit code 2, which ends a chain too
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from omegaconf import OmegaConf
 
 from nemo_cdt.config import Config
 from nemo_cdt.config.launcher import Submit
 from nemo_cdt.launch.slurm import nemo_run, parts, sbatch
+from nemo_cdt.validation import missing_keys
 
 
 def render(config: Config) -> str:
-    """The script, the commands that submit it, and the configuration that it reads."""
+    """The script, the commands that submit it, and the configuration that it reads. What is missing is marked."""
+    marked: dict[str, Any] = {key: placeholder(key) for key in missing_keys(config.launcher)}
+    config = replace(config, launcher=replace(config.launcher, **marked))
     if config.launcher.submit is Submit.sbatch:
         ids = [f"job{index + 1}" for index in range(config.launcher.chain)]
         commands = [sbatch.submission(config, [f"${earlier}" for earlier in ids[:index]]) for index in range(len(ids))]
@@ -28,6 +32,11 @@ def render(config: Config) -> str:
     submitted = replace(config, launcher=replace(config.launcher, dryrun=False))
     as_yaml = OmegaConf.to_yaml(OmegaConf.structured(parts.as_it_runs(submitted)))
     return text + _commented([f"{parts.config_file(config)}:", *as_yaml.splitlines()])
+
+
+def placeholder(key: str) -> str:
+    """What a script that is only shown has in place of ``launcher.KEY``. Slurm knows no such name, and refuses it."""
+    return f"SET_LAUNCHER_{key.upper()}"
 
 
 def _commented(lines: Sequence[str]) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from megatron.core import parallel_state
 from torch import Tensor
 from torch.profiler import record_function
 
@@ -48,7 +47,7 @@ class Detector:
         "segments",
         "silent",
         "detection_loss",
-        "documents",
+        "labels",
     )
 
     def __init__(
@@ -106,15 +105,14 @@ class Detector:
             )
         return shift_SBH
 
-    def record_losses(self, losses: list[dict[str, Tensor]], batches: list[MicroBatch]) -> None:
-        """Adds what the last pipeline stage's schedule returned: each micro-batch's sum of documents' mean losses.
+    @torch.no_grad()
+    def record_loss(self, loss_BS: Tensor, batch: MicroBatch) -> None:
+        """Adds the cross-entropy of this rank's labelled tokens: each weighs the same, as in the ``loss`` of training.
 
-        Under context parallelism each rank returns a part of that sum, so it counts a part of the documents.
+        Only what is logged: the gradient of detection is that of each document's own mean.
         """
-        parts = parallel_state.get_context_parallel_world_size()
-        for loss, batch in zip(losses, batches, strict=bool(losses)):
-            documents = torch.count_nonzero(batch["document_lengths"]).double() / parts
-            self.sums.add(detection_loss=loss["loss_sum_and_ub_size"][0].double(), documents=documents)
+        labelled_BS = (batch["label_share"] > 0).float()
+        self.sums.add(detection_loss=(loss_BS.float() * labelled_BS).sum(), labels=labelled_BS.sum())
 
 
 def segments_of(batch: MicroBatch, scope: ThresholdScope) -> denoise.Segments:

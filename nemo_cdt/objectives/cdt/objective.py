@@ -33,12 +33,15 @@ class CDT(Objective):
         Metric(
             name="detection_loss",
             title="training loss before denoising",
-            explanation="the loss before denoising, on the same batch; this one compares with plain training's loss",
+            unit="nats",
+            explanation="loss, but before denoising, on the same batch; this one compares with plain training's loss",
             best="lowest",
+            on_bar=True,
         ),
         Metric(
             name="noise_fraction",
             title="noise fraction",
+            unit="fraction",
             explanation="the share of tokens whose embedding gradient is shorter than the threshold",
             on_bar=True,
         ),
@@ -50,11 +53,13 @@ class CDT(Objective):
         Metric(
             name="delta_to_embedding",
             title="shift, ‖δ‖ / ‖E‖",
+            unit="fraction",
             explanation="how long the shift of a noise token is beside its embedding, before rounding; mean over them",
         ),
         Metric(
             name="changed_fraction",
             title="embedding elements changed, fraction",
+            unit="fraction",
             explanation="the share of embedding elements that the shift changes at the model's precision",
         ),
     )
@@ -74,12 +79,15 @@ class CDT(Objective):
 
     def describe(self) -> list[str]:
         how = self.settings
-        scale = {
-            "gradient": f"shift = gradient · lr · beta, beta {how.beta:g}, lr {how.shift_lr}",
-            "relative": f"relative shift rho {how.rho:g}",
-            "epsilon": f"shift epsilon {how.epsilon:g}",
+        lr = "the step's learning rate" if how.shift_lr == "scheduled" else f"{how.shift_lr:g}"
+        size = {
+            "gradient": f"beta {how.beta:g} times {lr}, times the gradient",
+            "relative": f"rho {how.rho:g} of its length",
+            "epsilon": f"epsilon {how.epsilon:g} at most",
         }[how.normalization]
-        return [f"{scale}; threshold per {how.threshold_scope}"]
+        return [
+            f"strength: an embedding of noise moves down its gradient by {size}; threshold per {how.threshold_scope}"
+        ]
 
     def check(self, config: Config) -> None:
         lr = self.settings.shift_lr
@@ -112,7 +120,7 @@ class CDT(Objective):
     def metrics(self) -> dict[str, float]:
         sums, detection_time = self.detector.sums.take()
         found = {
-            "detection_loss": _ratio(sums["detection_loss"], sums["documents"]),
+            "detection_loss": _ratio(sums["detection_loss"], sums["labels"]),
             "noise_fraction": _ratio(sums["noise"], sums["tokens"]),
             "threshold": _ratio(sums["threshold"], sums["segments"]),
             "delta_to_embedding": _ratio(sums["relative_shift"], sums["noise"]),

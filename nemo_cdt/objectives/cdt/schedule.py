@@ -143,8 +143,23 @@ class TwoPassSchedule:
             in_fp8() if self.fp8 else nullcontext(),
             watched(embedding, denoise),
         ):
-            losses = run(forward_step_func, iterate([batch.for_detection() for batch in batches]), len(batches))
-            self.detector.record_losses(losses, batches)
+            forward = self._recorded(forward_step_func)
+            run(forward, iterate([batch.for_detection() for batch in batches]), len(batches))
         if embedding is not None and len(shifts) < len(batches):
             raise RuntimeError("detection left no gradient on the embedding; is another hook replacing its output?")
         return [shifts[index] for index in sorted(shifts)]
+
+    def _recorded(self, forward_step_func: ForwardStep) -> ForwardStep:
+        """The same, and the detector sees the losses of the last pipeline stage: Megatron reduces them there alone."""
+
+        def forward(iterator: Iterator, model: nn.Module) -> tuple[Tensor, Callable]:
+            batch = self.prepare(iterator)
+            output, reduction = forward_step_func(iter([batch]), model)
+
+            def reduce(loss_BS: Tensor) -> Any:
+                self.detector.record_loss(loss_BS, batch)
+                return reduction(loss_BS)
+
+            return output, reduce
+
+        return forward

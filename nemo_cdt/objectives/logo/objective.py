@@ -41,17 +41,20 @@ class LOGO(Objective):
         Metric(
             name="preference_loss",
             title="preference loss",
+            unit="nats",
             explanation="what is trained on; loss is the chosen answers' cross-entropy",
             best="lowest",
         ),
         Metric(
             name="advantage",
             title="chosen over rejected, mean log-probability",
+            unit="nats",
             explanation="the chosen answer's mean log-probability less the mean of the rejected ones'",
         ),
         Metric(
             name="preferred",
             title="preferences that hold, fraction",
+            unit="fraction",
             explanation="the share of preferences whose advantage is above 0",
         ),
     )

@@ -57,6 +57,7 @@ class LongCE(Objective):
         Metric(
             name="weighted_loss",
             title="training loss, weighted",
+            unit="nats",
             explanation="what is trained on; loss is the plain cross-entropy",
             best="lowest",
         ),
@@ -64,11 +65,13 @@ class LongCE(Objective):
         Metric(
             name="capped_fraction",
             title="LongCE weights at their cap, fraction",
+            unit="fraction",
             explanation="the share of weights at objective.gamma",
         ),
         Metric(
             name="measured_fraction",
             title="labelled tokens in a window, fraction",
+            unit="fraction",
             explanation="the share of labelled tokens that lie in a window; the first of a document weigh 1",
         ),
     )
