@@ -34,7 +34,7 @@ class Optimizer(StrEnum):
 class Samples(Questions):
     name: Source = Source.multihop  # generated, or read from data.path; data=NAME is short for it
     path: Optional[str] = None
-    """jsonl: the file of samples, whose rows are described above; multihop: haystack text, a file or a folder of files"""
+    """jsonl: the file of samples, rows as above; multihop: haystack text, a file or a folder of text files"""
     samples: int = 16  # the most samples to take
     seq_length: int = 1024  # multihop: the number of tokens of a sample
 
