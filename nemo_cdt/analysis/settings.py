@@ -33,9 +33,8 @@ class Optimizer(StrEnum):
 @dataclass(kw_only=True, slots=True)
 class Samples(Questions):
     name: Source = Source.multihop  # generated, or read from data.path; data=NAME is short for it
-    path: Optional[str] = (
-        None  # jsonl: samples, as above. multihop: haystack text, a file or a folder of text files
-    )
+    path: Optional[str] = None
+    """jsonl: the file of samples, rows as above; multihop: haystack text, a file or a folder of text files"""
     samples: int = 16  # the most samples to take
     seq_length: int = 1024  # multihop: the number of tokens of a sample
 

@@ -197,12 +197,11 @@ class Questions:
     """What ``multihop`` generates; training, ``analyze`` and ``inspect`` share these keys."""
 
     hops: list[int] = field(default_factory=lambda: [3, 4])
-    """With data=multihop: how many facts an answer follows from, some of 1 to 4 to draw from."""
+    """With data=multihop: the numbers of facts, from 1 to 4, that an answer may need; one is drawn for each sample."""
     needles: float = 0.0
-    """With data=multihop: the share of samples that ask for one fact instead, as RULER's needles do (0 to 1)."""
+    """With data=multihop: the share of samples that ask for one fact instead, as RULER's needles do."""
     begun: bool = False
-    """With data=multihop: begin the answer's sentence, so that the answer is the next word. A pretrained model that was
-    not trained on bare answers needs it."""
+    """With data=multihop: begin the answer's sentence, for a model that was not trained on bare answers."""
     chat: bool = False
     """With data=multihop: write each sample as a chat, by the tokenizer's template."""
     emojis: int = 3
@@ -414,8 +413,7 @@ class Study:
     """What the report tells of ``init.hf`` and of what became of it, on the validation's questions of ``multihop``."""
 
     samples: int = 0
-    """The number of validation questions on which attention, gradient and IG are compared before training; 0 makes no
-    study."""
+    """The number of questions on which attention, gradient and IG are compared before training; 0 makes no study."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -46,6 +46,7 @@ def stock(tmp_path_factory):
         write_described(folder / name, compose([f"model={option}"]).model)
         load_tokenizer("byte").save_pretrained(folder / name)
     (folder / "rows.jsonl").write_text("{}")
+    shutil.copytree(folder / "Llama-3.2-1B-Instruct", folder / "runs/smollm2")
     for data, tokenizer in {"mine": "byte", "alignment": str(folder / name), "short": str(folder / name)}.items():
         write_stub_of_prepared(folder / "data" / data, tokens=900, tokenizer=tokenizer)
     return folder

@@ -199,7 +199,7 @@ CONTENTS = {
     "config.yaml": "the whole configuration",
     "versions.json": "the versions of the packages the run was made with",
     "data.json": "the checksums of the data the run trained on",
-    "loggers.yaml": "what this run is called at Weights & Biases and MLflow",
+    "loggers.yaml": "the ids of this run at Weights & Biases and MLflow",
     "job.json": "the job, for nemo-cdt status, logs and cancel",
     "tokenizer": "the tokenizer of the checkpoints",
     "key_tokens.npz": "LongPPL's key tokens of the validation rows",
