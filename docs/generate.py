@@ -244,8 +244,8 @@ CONFIGURATION = """\
 
 A run is set on the command line: `GROUP=OPTION` chooses a file of values from `conf/`, and `KEY=VALUE` sets one key.
 A default is what `nemo-cdt train model=tiny` has, or any run that names its model. The command `nemo-cdt train` alone
-is `experiment=tiny`, which has values of its own. `nemo-cdt train --cfg job` prints the whole configuration of a run and trains
-nothing. The schema is in `nemo_cdt/config/`, and Hydra refuses a key that is not in it.
+is `experiment=tiny`, which has values of its own. `nemo-cdt train --cfg job` prints the whole configuration of a run
+and trains nothing. The schema is in `nemo_cdt/config/`, and Hydra refuses a key that is not in it.
 """
 GROUPS = "The groups `cluster` and `prepare` are for `nemo-cdt plan` and `nemo-cdt prepare`. The others are a run's."
 OBJECTIVE = """\
