@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 
 from nemo_cdt.config import Config, load
 from nemo_cdt.utils.cpu import cuda_on_cpu
+from nemo_cdt.utils.user_errors import reported
 
 
 def train(config: Config, mutate: str | None = None) -> dict[str, Any]:
@@ -77,7 +79,8 @@ def fit_poisoned(config: Config, step: int, rank: int, mutate: str | None = None
         code = 0
         Path(config.output).mkdir(parents=True, exist_ok=True)
         try:
-            assemble.fit(config, on_gpu=False)
+            with redirect_stderr(said), reported():
+                assemble.fit(config, on_gpu=False)
         except SystemExit as exit:
             code = exit.code
     return {"code": code, "said": said.getvalue()}

@@ -57,18 +57,17 @@ from nemo_cdt.nemo.profile import Profile
 from nemo_cdt.nemo.progress import Progress
 from nemo_cdt.nemo.rehearsal import rehearse
 from nemo_cdt.nemo.sample import SampleWriter
-from nemo_cdt.nemo.saving import Checkpoints, NotFiniteError, TrainingLoop
+from nemo_cdt.nemo.saving import Checkpoints, TrainingLoop
 from nemo_cdt.nemo.strategy import SynchronizedPrecision, SynchronizedStrategy
 from nemo_cdt.nemo.versions import write_versions
 from nemo_cdt.objectives import objective_of
 from nemo_cdt.objectives.cdt.settings import DetectionRecompute, detection_settings
 from nemo_cdt.utils.atomic_write import new_folder
 from nemo_cdt.utils.reading import blamed_on
+from nemo_cdt.utils.user_errors import TrainingFailedError
 from nemo_cdt.validation import record_data
 
 log = python_logging.getLogger(__name__)
-FAILED = "training failed"
-"""How the line of a failure begins that is no mistake of the user's: nemo_cdt/launch/local knows it by that."""
 
 
 def fit(config: Config, on_gpu: bool) -> None:
@@ -110,9 +109,8 @@ def _train(config: Config, on_gpu: bool, resume_from: Path | None) -> None:
     except SIGTERMException:
         log.warning(f"stopped by SIGTERM with {trainer.global_step} steps saved: resume=true goes on from there")
         raise SystemExit(128 + signal.SIGTERM) from None
-    except NotFiniteError as error:
-        log.error(f"{FAILED} in {error}. {_whole(Path(config.output, 'checkpoints'))}")
-        raise SystemExit(1) from None
+    except TrainingFailedError as error:
+        raise TrainingFailedError(f"{error}. {_whole(Path(config.output, 'checkpoints'))}") from None
     except SystemExit:  # what Lightning makes of Ctrl-C
         saved = steps_done(Path(config.output, "checkpoints"))
         log.warning(f"interrupted, {saved} steps saved: resume=true {'goes on from there' if saved else 'starts anew'}")

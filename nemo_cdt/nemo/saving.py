@@ -27,12 +27,9 @@ from nemo_cdt.checkpoint.steps import STEP, finished_checkpoints, point, step_of
 from nemo_cdt.nemo import randomness
 from nemo_cdt.nemo.strategy import SynchronizedStrategy
 from nemo_cdt.utils.parent_watchdog import end_with_parent
+from nemo_cdt.utils.user_errors import TrainingFailedError
 
 logger = logging.getLogger("nemo_cdt")
-
-
-class NotFiniteError(RuntimeError):
-    """A step's loss or gradient is NaN or infinite: nothing after it is worth its time, or a checkpoint."""
 
 
 class TrainingLoop(NoValOnRestartTrainingLoop):
@@ -44,7 +41,7 @@ class TrainingLoop(NoValOnRestartTrainingLoop):
     _preempted = False
 
     def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
-        """Raises NotFiniteError on every rank, before anything is validated or saved."""
+        """Raises TrainingFailedError on every rank, before anything is validated or saved."""
         # The ranks agree, since a signal may reach them in different steps, and each pipeline stage has its own loss.
         # Lightning would stop each at its own, and Megatron's check for NaNs the one rank that has one.
         mine = [self.trainer.received_sigterm, bool(wrong := self._not_finite())]
@@ -52,7 +49,7 @@ class TrainingLoop(NoValOnRestartTrainingLoop):
         torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
         self._preempted, failed = map(bool, found.tolist())
         if failed:
-            raise NotFiniteError(
+            raise TrainingFailedError(
                 f"step {self.trainer.global_step}: {' and '.join(wrong) or 'not finite on other ranks'}"
             )
         with suppress(SIGTERMException):

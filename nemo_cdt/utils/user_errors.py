@@ -1,5 +1,6 @@
-"""A user's mistake is one line on stderr and exit code 2; a bug of ours keeps its traceback."""
+"""A user's mistake is one line on stderr and exit code 2, a training that failed one and 1; a bug has a traceback."""
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import NoReturn
 
 OURS = ("nemo_cdt", "benchmarks")
+FAILED = "training failed in"
+"""How the line of a failure begins that is no mistake of the user's."""
 
 
 class SeveralError(ValueError):
@@ -22,14 +25,22 @@ class SeveralError(ValueError):
         self.lines = lines
 
 
+class TrainingFailedError(RuntimeError):
+    """No mistake that could be seen before: all ranks raise it, the first one says it."""
+
+
 @contextmanager
 def reported(files: bool = True) -> Iterator[None]:
     """Exit with 2 on a ValueError that our code raised, and on an OSError where its ``files`` are the user's to mend.
 
-    Another's ValueError is a bug.
+    Another's ValueError is a bug. Exits with 1 on a TrainingFailedError.
     """
     try:
         yield
+    except TrainingFailedError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {FAILED} {error}", file=sys.stderr)
+        raise SystemExit(1) from None
     except OSError as error:
         if not files:
             raise

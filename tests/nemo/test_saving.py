@@ -37,8 +37,9 @@ def kept(output: Path) -> list[str]:
 def test_a_nan_on_one_rank_ends_all_and_the_last_good_checkpoint_stays(changes: Any, tmp_path: Path) -> None:
     ranks, output = poisoned(tmp_path, **changes)
     assert [rank["code"] for rank in ranks] == [1, 1]
-    *_, line = ranks[0]["said"].splitlines()
-    assert line.startswith("training failed in step 3: the loss is nan and the gradient's norm is nan. ")
+    (line,) = [line for line in ranks[0]["said"].splitlines() if line.startswith("error: ")]
+    assert "error: " not in ranks[1]["said"]
+    assert line.startswith("error: training failed in step 3: the loss is nan and the gradient's norm is nan. ")
     assert f"{output}/checkpoints/step=2 is the last checkpoint before it" in line
     assert kept(output) == ["step=1", "step=2"]
     rows = [json.loads(row) for row in (output / "metrics.jsonl").read_text().splitlines()]
@@ -57,7 +58,7 @@ def test_a_resumed_run_says_from_where_and_an_export_where_it_is(tmp_path: Path)
     on_ranks(jobs.fit, 1, config)
     config.resume, config.trainer.max_steps, config.export.hf = True, 2, str(tmp_path / "hf")
     (rank,) = on_ranks(jobs.fit_poisoned, 1, config, 99, 0)
-    first, last = rank["said"].splitlines()
+    first, last = [line for line in rank["said"].splitlines() if line.startswith(("this run", "exported"))]
     assert first == f"this run goes on from step 1, {tmp_path}/run/checkpoints/step=1"
     assert last == f"exported to {tmp_path}/hf, for transformers.AutoModelForCausalLM"
     assert (tmp_path / "hf/config.json").exists()

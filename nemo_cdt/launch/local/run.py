@@ -24,7 +24,7 @@ from nemo_cdt.utils.atomic_write import traceless
 from nemo_cdt.utils.lock import held
 from nemo_cdt.utils.noise import PYNVML
 from nemo_cdt.utils.parent_watchdog import LAUNCHER
-from nemo_cdt.utils.user_errors import fail
+from nemo_cdt.utils.user_errors import FAILED, fail
 from nemo_cdt.validation import check_output, check_unused, missing_packages
 
 TRAIN = "nemo_cdt.nemo.train"
@@ -127,11 +127,11 @@ def _train_in_processes(file: Path, devices: int, max_restarts: int) -> None:
 def _mistake(logs: Path) -> str | None:
     """The user's mistake that a rank reported before torchrun told, at length, that the rank had ended.
 
-    ``training failed`` is none: it is told above.
+    A training that failed is none: it is told above.
     """
     for log in logs.rglob("combined.log"):
         if found := re.search(
-            r"^\[default\d+\]:error: (?!training failed)(.+)$", log.read_text(errors="replace"), re.MULTILINE
+            rf"^\[default\d+\]:error: (?!{FAILED})(.+)$", log.read_text(errors="replace"), re.MULTILINE
         ):
             return found.group(1)
     return None
