@@ -22,6 +22,7 @@ from nemo_cdt.config import Config
 from nemo_cdt.config.compose import compose, conf_dir, groups, options
 from nemo_cdt.config.help import descriptions, spelled
 from nemo_cdt.cost.request import compose_planned
+from nemo_cdt.fetch import Fetch
 from nemo_cdt.launch.local.run import CONTENTS
 from nemo_cdt.objectives import objective_class
 from nemo_cdt.objectives.base import Metric
@@ -64,6 +65,7 @@ def configuration() -> str:
     parts += ["## cluster\n", CLUSTER, _keys([*keys(cluster, "cluster.")])]
     parts += ["## Keys of nemo-cdt analyze\n", ANALYZE, _keys([*keys(AnalyzeKeys())])]
     parts += ["## Keys of nemo-cdt prepare\n", PREPARE, _keys([*keys(Prepare())])]
+    parts += ["## Keys of nemo-cdt fetch\n", FETCH, _keys([*keys(Fetch())])]
     inspection = import_module("nemo_cdt.inspection").Inspection()
     parts += ["## Keys of nemo-cdt inspect\n", INSPECT, _keys([*keys(inspection)])]
     return "\n\n".join(parts)
@@ -256,6 +258,7 @@ ANALYZE = "These are the keys of `nemo-cdt analyze NAME KEY=VALUE`; `data=NAME` 
 PREPARE = """\
 These are the keys of `nemo-cdt prepare SET KEY=VALUE`; `conf/prepare/SET.yaml` sets some of them. With `alignment`
 those of a source have `longmit.` or `longalpaca.` before them."""
+FETCH = "These are the keys of `nemo-cdt fetch MODEL KEY=VALUE`."
 INSPECT = "These are the keys of `nemo-cdt inspect DATA KEY=VALUE`."
 METRICS = """\
 # Metrics

@@ -12,19 +12,21 @@ class TensorBoard:
 @dataclass(kw_only=True, slots=True)
 class Wandb:
     use: bool = False  # set by logger=wandb
-    project: str = "nemo-cdt"
-    entity: Optional[str] = None  # a team or a user; None: the account's own
+    project: str = "nemo-cdt"  # the project at Weights & Biases
+    entity: Optional[str] = None  # a team or a user; null: the account's own
     group: Optional[str] = None  # runs that are shown together
-    tags: list[str] = field(default_factory=list)
-    offline: bool = False  # as WANDB_MODE=offline; `wandb sync OUTPUT/wandb/offline-run-*` sends it later
+    tags: list[str] = field(default_factory=list)  # words by which the run is found
+    offline: bool = False  # write to OUTPUT/wandb alone; `wandb sync OUTPUT/wandb/offline-run-*` sends it later
 
 
 @dataclass(kw_only=True, slots=True)
 class MLflow:
     use: bool = False  # set by logger=mlflow
-    experiment: str = "nemo-cdt"
-    tracking_uri: Optional[str] = None  # None: that of MLFLOW_TRACKING_URI, else a database in OUTPUT/mlflow
-    tags: dict[str, str] = field(default_factory=dict)
+    experiment: str = "nemo-cdt"  # the experiment of MLflow, which holds runs
+    tracking_uri: Optional[str] = (
+        None  # the server; null: that of MLFLOW_TRACKING_URI, else a database in OUTPUT/mlflow
+    )
+    tags: dict[str, str] = field(default_factory=dict)  # names and values by which the run is found
 
 
 @dataclass(kw_only=True, slots=True)

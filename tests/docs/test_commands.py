@@ -14,6 +14,7 @@ from nemo_cdt.cli import _parser
 from nemo_cdt.config.compose import compose
 from nemo_cdt.cost.request import read as read_plan
 from nemo_cdt.data.tokenizer import load_tokenizer
+from nemo_cdt.fetch import read as read_fetch
 from nemo_cdt.launch.site import with_site
 from nemo_cdt.prepare.request import read as read_preparation
 from nemo_cdt.validation import validate
@@ -123,6 +124,7 @@ VERBS: dict[str, Callable[[list[str]], object]] = {
     "analyze": check_analysis,
     "inspect": check_inspection,
     "plan": read_plan,
+    "fetch": lambda arguments: read_fetch(arguments[0], arguments[1:]),
 }
 
 
@@ -142,6 +144,7 @@ def test_a_command_is_one_that_we_take(command, place, capsys):
         "nemo-cdt prepare books input=a output=b tokenizer=byte",
         "nemo-cdt analyze ig modle=x output=y",
         "nemo-cdt plan cluster.gpu=z9",
+        "nemo-cdt fetch smollm9 output=x",
         "make nothing",
         "cp launchers/nothing.yaml here",
         "python recipes/nothing.py",
