@@ -33,9 +33,7 @@ class Optimizer(StrEnum):
 @dataclass(kw_only=True, slots=True)
 class Samples:
     name: Source = Source.multihop  # generated, or read from data.path; data=NAME is short for it
-    path: Optional[str] = (
-        None  # jsonl: the samples, rows as above. multihop: haystack text, a file or a folder of text files
-    )
+    path: Optional[str] = None  # jsonl: rows as above. multihop: haystack text, a file or a folder of text files
     samples: int = 16  # how many at most
     seq_length: int = 1024  # multihop: tokens of a sample
     hops: list[int] = field(default_factory=lambda: [3, 4])  # multihop: which of 3 and 4 to draw from
