@@ -57,7 +57,7 @@ class Source(Wording):
     reasoning_types: list[str] = field(default_factory=list)  # values of fields.type that get reasoning_prompt
     lengths: list[int] = field(default_factory=list)  # in tokens: one is drawn for each row, and filled; empty: none
     fields: Fields = field(default_factory=Fields)
-    translations: dict[str, Wording] = field(default_factory=dict)  # these three, for other languages
+    translations: dict[str, Wording] = field(default_factory=dict)  # passage and prompts of other languages
 
 
 @dataclass(kw_only=True)
