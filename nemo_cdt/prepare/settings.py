@@ -38,7 +38,7 @@ class Wording:
 
     passage: str = "Passage {number}:\n{text}\n"  # how a passage is written
     prompt: str = "{passages}\n{question}"  # what the user's turn says
-    reasoning_prompt: Optional[str] = None  # what it says where the row's type is of reasoning_types
+    reasoning_prompt: Optional[str] = None  # what it says to rows of reasoning_types
 
 
 @dataclass(kw_only=True)
@@ -53,11 +53,11 @@ class Source(Wording):
     min_tokens: int = 2  # the least tokens of a document, its chat template's included
     max_tokens: Optional[int] = None  # the most tokens of a document; null: any number
     evidence: list[int] = field(default_factory=list)  # numbers of supporting passages, equally often; empty: any
-    languages: Optional[list[str]] = None  # whose rows are taken; null: of all
-    reasoning_types: list[str] = field(default_factory=list)  # of rows whose answers are a reasoning
-    lengths: list[int] = field(default_factory=list)  # drawn from: tokens that a row's passages are picked to fill
+    languages: Optional[list[str]] = None  # values of fields.language whose rows are taken; null: all
+    reasoning_types: list[str] = field(default_factory=list)  # values of fields.type that get reasoning_prompt
+    lengths: list[int] = field(default_factory=list)  # in tokens: one is drawn for each row, and filled; empty: none
     fields: Fields = field(default_factory=Fields)
-    translations: dict[str, Wording] = field(default_factory=dict)  # the wording of other languages, by their names
+    translations: dict[str, Wording] = field(default_factory=dict)  # passage and prompts of other languages
 
 
 @dataclass(kw_only=True)
