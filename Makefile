@@ -1,4 +1,5 @@
-# make demo       set up, then train the demo: a small pretrained Llama, CDT beside plain CE, report and exported model
+# make demo       set up, then train the demo: a small pretrained Llama, CDT beside plain CE, report and exported model;
+#                 make demo EXPERIMENT=tiny trains a tiny one from scratch and needs no network
 # make test       set up, then lint and all tests
 # make check      set up, then lint and the tests that start no NeMo, no command and no cluster
 # make docs       set up, then write docs/reference from the code and build the site into site/

@@ -38,8 +38,9 @@ def _of_answers(run: Run) -> str:
     low, high = (100 * end for end in difference(right, other, questions))
     points = 100 * (right - other) / questions
     apart = "tells the two apart here" if low > 0 or high < 0 else "does not tell the two apart"
+    beside = _sentence(run.baseline.label)
     return (
-        f"{told}. {run.baseline.label} answers {other} right. The difference is {points:+.0f} points, with a 95 % "
+        f"{told}. {beside} answers {other} right. The difference is {points:+.0f} points, with a 95 % "
         f"interval from {low:+.0f} to {high:+.0f}: one seed and {questions} questions, which {apart}."
     )
 
@@ -65,3 +66,8 @@ def _right(run: Run, questions: int) -> int:
 def _loss(run: Run) -> float:
     assert run.validation is not None
     return float(run.validation["val_loss"][-1])
+
+
+def _sentence(label: str) -> str:
+    """As it begins one."""
+    return label[:1].upper() + label[1:]

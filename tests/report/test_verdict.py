@@ -29,7 +29,7 @@ def test_a_small_difference_is_not_told_apart_and_a_large_one_is(tmp_path):
     run = write_run(tmp_path)
     with_accuracy(run, 0.5, 0.46875)
     assert verdict(read_run(run)) == (
-        "After 100 steps CDT answers 32 of 64 validation questions right. plain CE answers 30 right. The difference is "
+        "After 100 steps CDT answers 32 of 64 validation questions right. Plain CE answers 30 right. The difference is "
         "+3 points, with a 95 % interval from -14 to +20: one seed and 64 questions, which does not tell the two apart."
     )
     with_accuracy(run, 0.9375, 0.46875)
