@@ -19,7 +19,8 @@ H100 = Cluster(**OmegaConf.load(conf_dir() / "cluster/h100.yaml"), gpus=8)
 
 
 def composed(experiment: str, *overrides: str) -> Config:
-    return compose(["data.path=data", "init.hf=model", f"experiment={experiment}", *overrides])
+    model = ["model=tiny"] if experiment == "demo" else []  # its own is fetched
+    return compose(["data.path=data", "init.hf=model", f"experiment={experiment}", *model, *overrides])
 
 
 @pytest.mark.parametrize("name", PAPER)

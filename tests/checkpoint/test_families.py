@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nemo_cdt.config import Config, ContextComm, Parallel
+from nemo_cdt.config.compose import compose
 from tests import jobs, llama
 from tests.families import FAMILIES
 from tests.nemo.test_layouts import assert_same
@@ -50,7 +51,9 @@ class Shared:
 
     def config(self, family: str, name: str = "run", **changes: Any) -> Config:
         config = small_run(self.folder / family / name, self.folder / "d.jsonl", steps=STEPS, **changes)
-        config.model, config.init.hf = FAMILIES[family], str(self.folder / family / "hf")
+        folder = str(self.folder / family / "hf")
+        of_init = compose([f"init.hf={folder}", "data=jsonl", "data.path=rows.jsonl"]).model  # and nothing else is said
+        config.model, config.init.hf = replace(of_init, tokenizer="byte"), folder
         return config
 
     def reference(self, family: str) -> PreTrainedModel:
