@@ -10,8 +10,9 @@ from typing import Any
 
 from nemo_cdt.analysis.measures import RENAMED, Measure
 from nemo_cdt.config.help import KeysHelp
+from nemo_cdt.doctor import INSTALL
 from nemo_cdt.utils.streams import sound_streams
-from nemo_cdt.utils.user_errors import reported
+from nemo_cdt.utils.user_errors import fail, reported
 
 ANALYZED_ROWS = """\
 rows of data=jsonl data.path=FILE, one JSON object a line; each is one of
@@ -27,6 +28,9 @@ rows of data=jsonl data.path=FILE, one JSON object a line; each is one of
   types: irrelevant (what has no span), supporting, interference, low_frequency, question, answer
 """
 
+OF_NEMO = ("nemo", "nemo_run", "lightning")
+"""Modules that an installation without [nemo] lacks, in which other verbs work."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     sound_streams()
@@ -37,6 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with reported():
         try:
             return parsed.verb(parsed)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in OF_NEMO:
+                raise
+            fail(f"this needs NeMo, which is not installed ({error}): {INSTALL}")
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130

@@ -12,7 +12,7 @@ from typing import Literal
 
 from packaging.version import Version
 
-INSTALL = "make setup, or pip install -r requirements.lock"
+INSTALL = "make setup in a checkout, or pip install 'nemo-cdt[nemo]'"
 GIB = 1 << 30
 
 

@@ -74,3 +74,22 @@ def test_without_a_verb_the_usage_is_shown(capsys):
 
     assert exit.value.code == 2
     assert "usage: nemo-cdt" in capsys.readouterr().err
+
+
+def test_what_needs_nemo_is_one_line_where_nemo_is_not_installed(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    blocked = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in ('nemo', 'nemo_run', 'lightning'):\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "from nemo_cdt.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", blocked, "convert", str(tmp_path), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: this needs NeMo, which is not installed (No module named 'nemo')")
+    assert len(done.stderr.splitlines()) == 1

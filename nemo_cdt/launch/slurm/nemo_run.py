@@ -69,8 +69,13 @@ def submit(config: Config) -> list[str]:
 def _experiment(config: Config) -> "Iterator[tuple[Experiment, Path]]":
     """The chain's jobs, not yet submitted, and the folder of NeMo-Run's files about them."""
     nemo_run_home()
-    import nemo_run
-
+    try:
+        import nemo_run
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"launcher.submit=nemo_run needs NeMo-Run ({error}): pip install 'nemo-cdt[nemo]', or set "
+            "launcher.submit=sbatch"
+        ) from error
     _require_no_rundir(config)
     launcher, title, tasks = config.launcher, job_name(config), _tasks(config)
     with tempfile.TemporaryDirectory(prefix="nemo_cdt-") as temporary:
