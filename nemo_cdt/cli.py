@@ -2,9 +2,12 @@
 
 import argparse
 import shlex
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[:1] == ["train"]:
         return _train(words[1:])  # before argparse, which would take Hydra's flags for its own
     parsed = _parser().parse_args(words)
-    with reported():
+    with reported(), _ended_in_order():
         try:
             return parsed.verb(parsed)
         except ModuleNotFoundError as error:
@@ -48,6 +51,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM ends a verb as Ctrl-C does, so that what it has half written is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_signal(signum: int, _frame: object) -> None:
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> argparse.ArgumentParser:

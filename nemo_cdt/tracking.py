@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from nemo_cdt.checkpoint.run_id import made_run_id, run_id
 from nemo_cdt.config import Config
 from nemo_cdt.utils.atomic_write import atomic_write
 from nemo_cdt.utils.reading import read_yaml
@@ -16,13 +17,15 @@ logger = logging.getLogger("nemo_cdt")
 
 
 def known_ids(output: Path) -> dict[str, str]:
-    """Those of the earlier attempt, by the logger's name."""
+    """Those of the earlier attempt, by the logger's name; none in a copy of a run, which is another one."""
     found = read_yaml(output / IDS) if (output / IDS).exists() else {}
-    return {str(name): str(each) for name, each in found.items()} if isinstance(found, dict) else {}
+    if not isinstance(found, dict) or found.pop("run", None) not in (None, run_id(output)):
+        return {}
+    return {str(name): str(each) for name, each in found.items()}
 
 
 def keep_id(output: Path, name: str, value: str) -> None:
-    ids = known_ids(output) | {name: value}
+    ids = known_ids(output) | {name: value, "run": made_run_id(output)}
     atomic_write(output / IDS, "".join(f'{each}: "{ids[each]}"\n' for each in sorted(ids)))
 
 

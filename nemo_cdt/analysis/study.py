@@ -25,6 +25,7 @@ from nemo_cdt.evaluation.model import read_config, read_model
 from nemo_cdt.utils.atomic_write import atomic_write
 
 FILE = "study.json"
+"""Beside the run's metrics; an attempt that trains on removes that of the one before."""
 WRITTEN = 3
 """Questions whose answers are written out."""
 NEW_TOKENS = 12

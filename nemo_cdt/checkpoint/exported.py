@@ -6,20 +6,18 @@ is never removed.
 """
 
 import json
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from nemo_cdt.checkpoint.run_id import made_run_id, run_id
 from nemo_cdt.checkpoint.sums import sum_of
 from nemo_cdt.utils.atomic_write import atomic_write, beside, real, with_usual_modes
 from nemo_cdt.utils.reading import FileError, entry, read_json
 
 MARK = "nemo_cdt_export.json"
-RUN_ID = ".run_id"
-"""In OUTPUT, so that it moves with it. Made when a run first exports."""
 
 
 class ExportError(ValueError):
@@ -47,7 +45,7 @@ def replacing(folder: Path, output: Path) -> Iterator[Path]:
     try:
         yield new
         with_usual_modes(new)
-        atomic_write(new / MARK, json.dumps({"run": _made_id(output), "files": _listed(new)}, indent=1))
+        atomic_write(new / MARK, json.dumps({"run": made_run_id(output), "files": _listed(new)}, indent=1))
         _swap(folder, new, _replaced(folder, output))
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)  # made here, and by nobody's name but ours
@@ -95,7 +93,7 @@ def _replaced(folder: Path, output: Path) -> dict[str, int]:
     if MARK not in found:
         raise ExportError(f"{folder} is not empty, and no {MARK} says that {min(found)} in it is this run's")
     run, listed = _marked(folder / MARK)
-    if run != _run_id(output):
+    if run != run_id(output):
         raise ExportError(f"{folder} is not empty: {min(found)} and what else is in it was exported by another run")
     ours = {name: size for name, size in found.items() if name != MARK}
     foreign = [name for name, size in ours.items() if size < 0 or (listed.get(name) or [None])[0] != size]
@@ -128,16 +126,3 @@ def _files(folder: Path) -> dict[str, int]:
         elif not any(path.iterdir()):
             found[str(path.relative_to(folder))] = -1
     return found
-
-
-def _run_id(output: Path) -> str | None:
-    file = output / RUN_ID
-    return entry(read_json(file), "run", str, file) if file.exists() else None
-
-
-def _made_id(output: Path) -> str:
-    known = _run_id(output)
-    if known is None:
-        known = secrets.token_hex(16)
-        atomic_write(output / RUN_ID, json.dumps({"run": known}))
-    return known

@@ -31,7 +31,8 @@ class Labelled:
 
     index_N: int64, where each is in [S, B] laid out flat.  labels_N: int64, the token to predict there.
     shape: (S, B).
-    judged: whether forwards without gradients fill ``correct_N``, bool: no token has a larger logit than the label.
+    judged: whether forwards without gradients fill ``correct_N``, bool: the label is the argmax, which is what greedy
+        decoding writes.
     """
 
     index_N: Tensor
@@ -107,7 +108,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             total_N[part] = _over_group(torch.logsumexp(logits_CV, dim=1), label_C, group)
             loss_N[part] = total_N[part] - label_C
             if correct_N is not None:
-                correct_N[part] = label_C >= _largest(logits_CV, group)
+                correct_N[part] = (_likeliest(logits_CV, group) == labels_N[part]) & label_C.isfinite()
         ctx.save_for_backward(rows_NH, weight_VH, local_N, mine_N, total_N)
         return loss_N
 
@@ -152,9 +153,15 @@ def _over_group(total_C: Tensor, label_C: Tensor, group: ProcessGroup) -> Tensor
     return most_C + both_2C[0].log()
 
 
-def _largest(logits_CV: Tensor, group: ProcessGroup) -> Tensor:
-    """The largest logit of the whole vocabulary."""
+def _likeliest(logits_CV: Tensor, group: ProcessGroup) -> Tensor:
+    """The token with the largest logit of the whole vocabulary, the first where several have it, as argmax."""
+    vocabulary = logits_CV.shape[1]
+    token_C = logits_CV.argmax(dim=1)
+    if group.size() == 1:
+        return token_C
     most_C = logits_CV.amax(dim=1)
-    if group.size() > 1:
-        torch.distributed.all_reduce(most_C, op=ReduceOp.MAX, group=group)
-    return most_C
+    mine_C = most_C.clone()
+    torch.distributed.all_reduce(most_C, op=ReduceOp.MAX, group=group)
+    token_C = torch.where(mine_C == most_C, token_C + group.rank() * vocabulary, vocabulary * group.size())
+    torch.distributed.all_reduce(token_C, op=ReduceOp.MIN, group=group)
+    return token_C

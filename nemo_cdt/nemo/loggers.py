@@ -1,8 +1,10 @@
 """The loggers of a run, Lightning's own: what ``metrics.jsonl`` has goes to each, by the same names and steps."""
 
 import logging
+import os
 import secrets
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,10 @@ from nemo_cdt.nemo.metrics import named
 from nemo_cdt.tracking import keep_id, known_ids, mlflow_uri, wandb_arguments
 
 logger = logging.getLogger("nemo_cdt")
+PAUSE = 60
+"""Seconds for which a server that did not answer is left alone."""
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+"""Where the environment says nothing: MLflow's own would wait for minutes, and a run with it."""
 
 
 class _TensorBoard(TensorBoardLogger):
@@ -41,13 +47,22 @@ class _Wandb(WandbLogger):
 
 
 class _MLflow(MLFlowLogger):
-    """Its server may go away while a run trains, which does not end for that: ``metrics.jsonl`` has its figures."""
+    """Its server may go away while a run trains, which does not end for that: ``metrics.jsonl`` has its figures.
+
+    It is asked again after a while only, or each step would wait for a time-out.
+    """
+
+    _asked_again = 0.0
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if time.monotonic() < self._asked_again:
+            return
         figures, done = named(metrics, step)
-        with _without_its_server(f"the figures of step {done}"):
+        self._asked_again = time.monotonic() + PAUSE
+        with _without_its_server(f"the figures of step {done}, and gets none for {PAUSE} s"):
             super().log_metrics(figures, done)
+            self._asked_again = 0.0
 
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
@@ -117,6 +132,8 @@ def _mlflow(config: Config, _: int) -> Logger:
     local = output / "mlflow"
     if uri.startswith(f"sqlite:///{local.absolute()}"):
         local.mkdir(exist_ok=True)
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
     made = _MLflow(
         how.experiment,
         run_name=config.name,

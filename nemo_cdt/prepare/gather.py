@@ -209,10 +209,11 @@ class _Search:
         source, counted = self.source, Counter(kind for _, kind, _ in self.rejected)
         why = ", ".join(f"{count:,} {kind}" for kind, count in counted.most_common())
         first = f"; the first: {min(self.rejected)[2]}" if self.rejected else ""
+        wanted = "null" if source.samples is None else source.samples
         return (
-            f"{self.name}: {found:,} documents in {len(self.index):,} rows, but samples={source.samples} and "
+            f"{self.name}: {found:,} documents in {len(self.index):,} rows, but samples={wanted} and "
             f"validation_samples={source.validation_samples} (rejected: {why or 'none'}{first}): "
-            "set fewer, or other limits of length"
+            "set fewer, or other limits of what is taken"
         )
 
     def gathered(self) -> Gathered:

@@ -43,6 +43,8 @@ MAY_BE_ZERO = {
     "launcher.requeues",
     "study.samples",
 }
+LARGEST = 3.4028234663852886e38
+"""Of fp32, in which a step is computed."""
 MAY_BE_NEGATIVE = {"longppl.beta"}
 FAMILIES = {  # what Hugging Face has in each: qkv_bias, qk_norm, and whether a sliding window is possible
     Family.llama: (False, False, False),
@@ -77,6 +79,8 @@ def _check_signs(config: Config) -> None:
             zero = name in zeros
             if not (math.isfinite(value) and (value > 0 or (zero and value == 0) or name in negatives)):
                 wrong.append(f"{name}={value}: set it to {'0 or more' if zero else 'a number above 0'}")
+            elif isinstance(value, float) and abs(value) > LARGEST:
+                wrong.append(f"{name}={value}: fp32 ends at {LARGEST:.2g}: set it lower")
     refuse(wrong)
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nemo_cdt.checkpoint.exported import MARK, RUN_ID
+from nemo_cdt.checkpoint.exported import MARK
+from nemo_cdt.checkpoint.run_id import RUN_ID
 from nemo_cdt.checkpoint.sums import sum_of
 from nemo_cdt.config import Config, Export, Parallel, Schedule, save
 from nemo_cdt.utils.cpu import cuda_on_cpu

@@ -160,6 +160,7 @@ REFUSED = {
     "init.nemo=adapters model.tokenizer=byte": "`nemo-cdt convert adapters DIR` merges them",
     # data
     "data.hops=[5]": "set it to some of 1 to 4",
+    "optim.lr=1e39": "optim.lr=1e+39: fp32 ends at 3.4e+38: set it lower",
     "study.samples=4": "study.samples=4 needs init.hf=DIR",
     "data.hops=[]": "set it to some of 1 to 4",
     "data.needles=1.5": "it is a share, so set it to 0 to 1",
