@@ -58,6 +58,7 @@ def main(arguments: Sequence[str], program: str) -> None:
         args.overrides = words_of(args.overrides, whole=whole)
         if not (args.cfg or args.help or args.hydra_help or args.info):
             args.overrides = with_model_of_demo(args.overrides)
+            warn_of_data(args.overrides)
     if args.config_path is not None and "://" not in args.config_path:
         args.config_path = os.path.abspath(args.config_path)  # Hydra's would begin in the folder of this file
     try:
@@ -82,6 +83,17 @@ def with_model_of_demo(words: Sequence[str]) -> list[str]:
         print(f"warning: {error}\nso the demo is experiment={TINY}: a tiny model from scratch", file=sys.stderr)
         return [f"experiment={TINY}" if word == demo else word for word in words]
     return [*words]
+
+
+def warn_of_data(words: Sequence[str]) -> None:
+    """Says that questions are generated, where a run names its model and no data."""
+    named = {word.lstrip("+~").partition("=")[0].partition(".")[0] for word in words}
+    if named & {"init", "model"} and not named & {"data", "experiment"}:
+        print(
+            "warning: no data is named, so data=multihop is taken, generated questions: set data=jsonl data.path=FILE "
+            "for rows of your own",
+            file=sys.stderr,
+        )
 
 
 def _train(composed: DictConfig, args: Namespace) -> None:

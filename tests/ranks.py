@@ -117,7 +117,7 @@ def _alone(function: Callable, folder: Path, arguments: tuple) -> None:
 def _prepare() -> None:
     import torch
 
-    from nemo_cdt.nemo.saving import start_writer
+    from nemo_cdt.checkpoint.writer import start_writer
 
     torch.set_num_threads(1)
     # What a rank spawns would import pytest's main module again, and torch, in Megatron's checkpoint writer.

@@ -59,8 +59,9 @@ def _detection(config: Config, folder: Path, tokenizer: PreTrainedTokenizerFast)
     analyzed = load(folder, read, Precision.fp32, choose_device(config.trainer.accelerator))
     result = detection(observe_all(analyzed, samples, Settings().top_k), None, Settings().top_k)
     base = result.numbers["base_rate"]
-    blind = sum(base[type.name]["mean"] for type in CRITICAL)
-    return {"methods": {METHODS[name]: found for name, found in result.numbers["all"].items()}, "blind": blind}
+    shares = {type.name: base[type.name]["mean"] for type in CRITICAL}
+    methods = {METHODS[name]: found for name, found in result.numbers["all"].items()}
+    return {"methods": methods, "base": shares, "blind": sum(shares.values())}
 
 
 def _answers(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nemo_cdt.checkpoint.checksums import summed, write_checksums
 from nemo_cdt.checkpoint.megatron_checkpoint import LINEAR, PREFIX, QK_NORMS, stacked_name
+from nemo_cdt.checkpoint.writer import start_writer
 from nemo_cdt.config import Model
 
 WriteContext = Callable[[Path, Model, Path], None]
@@ -35,6 +36,7 @@ def write(
     (checkpoint / "weights").mkdir()
     sharded = {name: _sharded(name, tensor, model.num_layers) for name, tensor in weights.items()}
     with _one_process(), summed() as sums:
+        start_writer()
         dist_checkpointing.save(sharded | _extra_states(model), str(checkpoint / "weights"))
     write_checksums(checkpoint, sums)
 

@@ -62,7 +62,10 @@ def settled(found: Model | None, where: str, overrides: Sequence[str], choice: s
     elif choice != UNSET:
         yield [*overrides]
     elif where:
-        raise ValueError(f"{where} is no folder with a model: set one, or model=NAME if the machines of a job have it")
+        raise ValueError(
+            f"{where} is no folder with a model: set the path of one (names of the Hub are not downloaded: hf download "
+            "NAME --local-dir DIR), or model=NAME if only the machines of a job have it"
+        )
     else:
         print(f"warning: {RANDOM}", file=sys.stderr)
         yield [*without, "model=tiny"]

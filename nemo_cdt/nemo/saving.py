@@ -3,12 +3,10 @@
 import errno
 import logging
 import math
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from nemo import lightning as nl
 from nemo.lightning.io.pl import TrainerContext
 from nemo.lightning.pytorch.trainer import NoValOnRestartTrainingLoop
@@ -24,9 +21,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_cdt.checkpoint.checksums import write_checksums
 from nemo_cdt.checkpoint.steps import STEP, finished_checkpoints, point, step_of
+from nemo_cdt.checkpoint.writer import start_writer
 from nemo_cdt.nemo import randomness
 from nemo_cdt.nemo.strategy import SynchronizedStrategy
-from nemo_cdt.utils.parent_watchdog import end_with_parent
 from nemo_cdt.utils.user_errors import TrainingFailedError
 
 logger = logging.getLogger("nemo_cdt")
@@ -213,12 +210,3 @@ def _could_not_write(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def start_writer(method: str = "spawn") -> None:
-    """The process in which Megatron's writers meet, as Megatron starts it but for how it ends: a SIGTERM to all of a
-    job, as Slurm sends it, would leave the writers without it, and a SIGKILL of this process would leave it behind."""
-    if filesystem_async._results_queue is None:
-        manager = SyncManager(ctx=multiprocessing.get_context(method))
-        manager.start(end_with_parent)
-        filesystem_async._results_queue = manager.Queue()

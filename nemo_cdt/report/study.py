@@ -15,7 +15,8 @@ class Method:
     auc: str
     precision: str
     recall: str
-    facts: str
+    supporting: str
+    interference: str
 
 
 @dataclass(kw_only=True, slots=True)
@@ -30,11 +31,17 @@ class Written:
 
 @dataclass(kw_only=True, slots=True)
 class Study:
-    """``blind``: the share of facts in the context.  ``before``, ``after``: which questions were answered right."""
+    """What ``study.json`` holds.
+
+    Attributes:
+        blind: the share of facts in the context, which a blind choice finds; base: of each kind.
+        before, after: which questions were answered right.
+    """
 
     samples: int
     top_k: int
     blind: float
+    base: dict[str, float]
     methods: list[Method]
     before: list[bool]
     after: list[bool]
@@ -52,6 +59,7 @@ def read_study(path: Path) -> Study:
             samples=int(raw["samples"]),
             top_k=int(raw["top_k"]),
             blind=float(raw["blind"]),
+            base={kind: float(raw["base"][kind]) for kind in ("supporting", "interference")},
             methods=[_method(str(name), found) for name, found in raw["methods"].items()],
             written=[
                 Written(**{key: str(one[key]) for key in ("question", "answer", "before", "after")})
@@ -62,13 +70,13 @@ def read_study(path: Path) -> Study:
 
 
 def _method(name: str, found: dict[str, Any]) -> Method:
-    facts = sum((found["top"][kind]["mean"] or 0.0) for kind in ("supporting", "interference"))
+    top = {kind: f"{100 * (found['top'][kind]['mean'] or 0.0):.0f} %" for kind in ("supporting", "interference")}
     return Method(
         name=name,
         auc=_estimate(found["auc"]),
         precision=_estimate(found["precision"]),
         recall=_estimate(found["recall"]),
-        facts=f"{100 * facts:.0f} %",
+        **top,
     )
 
 

@@ -2,16 +2,32 @@
 
 import math
 
+import numpy as np
 from scipy.stats import binomtest
 
 from nemo_cdt.report.run import Run
+
+HARDLY = 1e-4
+"""Of an embedding's length: what a shift must be for a tiny model to be told apart at all (docs/results)."""
 
 
 def verdict(run: Run) -> str | None:
     """Of the last validation: right answers where the data knows them, else the loss; None without one."""
     if run.validation is None:
         return None
-    return _of_answers(run) if "val_accuracy" in run.validation else _of_loss(run)
+    said = _of_answers(run) if "val_accuracy" in run.validation else _of_loss(run)
+    return " ".join(filter(None, (said, _of_strength(run))))
+
+
+def _of_strength(run: Run) -> str | None:
+    """Where the shift is so small that the two can hardly differ."""
+    moved = float(np.nanmedian(run.training.get("delta_to_embedding", [math.nan])))
+    if run.baseline is None or not moved < HARDLY:
+        return None
+    return (
+        f"At this strength a shift is {moved:.1e} of the length of the embedding that it moves, so that the two see "
+        "almost the same input; objective.beta and objective.rho are the strength."
+    )
 
 
 def difference(right: int, other: int, questions: int) -> tuple[float, float]:

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,9 +22,10 @@ from nemo_cdt.checkpoint.sums import sum_of
 from nemo_cdt.config import Config, Export, Parallel, Schedule, save
 from nemo_cdt.utils.cpu import cuda_on_cpu
 from tests import jobs
+from tests.llama import random_hugging_face
 from tests.ranks import on_ranks, started
 from tests.resuming import assert_same, checkpoints, metrics, run, train
-from tests.runs import write_documents
+from tests.runs import VOCABULARY, write_documents
 
 
 @pytest.fixture(scope="module")
@@ -281,6 +283,32 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
 
     assert checkpoints(tmp_path / "run") == checkpoints(uninterrupted)
     assert_same(tmp_path / "run", uninterrupted)
+
+
+def test_sigterm_to_all_processes_saves_a_run_that_began_from_a_hugging_face_folder(
+    documents: Path, tmp_path: Path
+) -> None:
+    """By the command, in processes of its own: those of the other tests have the writers' process from the start."""
+    config = run(tmp_path / "run", documents, steps=500)
+    random_hugging_face(config.model, VOCABULARY).save_pretrained(tmp_path / "hf")
+    config.init.hf = str(tmp_path / "hf")
+    config.trainer.checkpoint_interval = config.trainer.val_interval = 0
+    save(config, tmp_path / "run/config.yaml")
+    command = [sys.executable, "-m", "nemo_cdt.nemo.train", str(tmp_path / "run/config.yaml")]
+    with (
+        (tmp_path / "said").open("w") as said,
+        subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True) as training,
+    ):
+        metrics_file = tmp_path / "run/metrics.jsonl"
+        for _ in range(1200):
+            if training.poll() is not None or (metrics_file.exists() and metrics_file.stat().st_size):
+                break
+            time.sleep(0.1)
+        os.killpg(training.pid, signal.SIGTERM)
+        code = training.wait(timeout=120)
+    assert code == 143, (tmp_path / "said").read_text()
+    assert "stopped by SIGTERM with" in (tmp_path / "said").read_text()
+    assert (tmp_path / "run/checkpoints/last").exists()
 
 
 def test_sigterm_saves_first(process: Any, said: Any, uninterrupted: Path, documents: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ STUDY = {
     "samples": 8,
     "top_k": 30,
     "blind": 0.11,
+    "base": {"supporting": 0.02, "interference": 0.09},
     "methods": {"attention": method(0.84), "gradient (CDT)": method(0.95)},
     "answers": {"before": [True, False, False], "after": [True, True, False]},
     "written": [{"question": "Where is <Mary>?", "answer": "office", "before": " The", "after": " office."}],
@@ -35,9 +36,9 @@ def run(tmp_path):
 
 def test_the_page_has_detection_beside_attention_and_a_blind_choice_and_answers_before_and_after(run):
     page = Page(write_report(run)).text
-    assert "attention 0.840 [0.830, 0.850] 0.600 [0.590, 0.610] 0.400 [0.390, 0.410] 70 %" in page
+    assert "attention 0.840 [0.830, 0.850] 0.600 [0.590, 0.610] 0.400 [0.390, 0.410] 20 % 50 %" in page
     assert "gradient (CDT) 0.950 [0.940, 0.960]" in page
-    assert "a blind choice 0.500 0.110 the share chosen 11 %" in page
+    assert "a blind choice 0.500 0.110 the share chosen 2 % 9 %" in page
     assert "the model answered 1 of 3 validation questions right, afterwards 2" in page
     assert "Where is <Mary>? office The office." in page
     assert "before training the model answered 1 of 3" in page

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from nemo_cdt.checkpoint.run_id import RUN_ID
 from nemo_cdt.config import Config, save
 from nemo_cdt.describe import describe
 from nemo_cdt.doctor import training_blockers
@@ -31,7 +32,7 @@ TRAIN = "nemo_cdt.nemo.train"
 STUDY = "study.json"
 BEFORE_TRAINING = (
     *("init", ".init.lock", "tokenizer", ".tokenizer.lock", "key_tokens.npz", ".key_tokens.lock", "index"),
-    *("tensorboard", "wandb", "mlflow", IDS),
+    *("tensorboard", "wandb", "mlflow", IDS, RUN_ID),
 )
 """In OUTPUT, what a start writes before it knows that it can train."""
 
