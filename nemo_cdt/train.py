@@ -69,6 +69,10 @@ def main(arguments: Sequence[str], program: str) -> None:
             _run_hydra(args, parser, lambda composed: _train(composed, args), str(conf_dir()), "config")
     except (HydraException, OmegaConfBaseException) as error:
         fail(explain(error))
+    except BrokenPipeError:
+        if not (args.help or args.hydra_help or args.cfg or args.info):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails once more when it ends
 
 
 def with_model_of_demo(words: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """The recipe as a user starts it: a process, its exit code, its lines."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,18 @@ def test_cfg_job_prints_the_configuration_and_runs_nothing(tmp_path):
     assert "beta: 3.5" in done.stdout
     assert "hf: runs/mine/hf" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flag", ["--help", "--cfg job"])
+def test_help_that_nobody_reads_to_its_end_says_nothing_of_that(tmp_path, flag):
+    """As `--help | head` has it; here the reader is gone from the start, which is no matter of luck."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(RECIPE), *flag.split()]
+    done = subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+
+    assert done.stderr == ""
 
 
 def test_a_start_that_finds_a_mistake_leaves_its_output_free(tmp_path):
