@@ -58,7 +58,6 @@ def main(arguments: Sequence[str], program: str) -> None:
         args.overrides = words_of(args.overrides, whole=whole)
         if not (args.cfg or args.help or args.hydra_help or args.info):
             args.overrides = with_model_of_demo(args.overrides)
-            warn_of_data(args.overrides)
     if args.config_path is not None and "://" not in args.config_path:
         args.config_path = os.path.abspath(args.config_path)  # Hydra's would begin in the folder of this file
     try:
@@ -107,6 +106,7 @@ def _train(composed: DictConfig, args: Namespace) -> None:
         if not config.launcher.dryrun:
             require_idle(config.output)
         validate(config, site=str(site_file(config)))
+        warn_of_data(args.overrides)
         launch(config)
 
 
