@@ -77,8 +77,10 @@ def main(arguments: Sequence[str], program: str) -> None:
 def with_model_of_demo(words: Sequence[str]) -> list[str]:
     """Fetches the model of ``experiment=demo`` where it is not there yet; where it cannot be had, those of ``tiny``."""
     demo, named = "experiment=demo", any(word.startswith(("init.", "model=")) for word in words)
+    if demo not in words or named:
+        return [*words]
     folder = Path(OmegaConf.load(conf_dir() / "experiment/demo.yaml").init.hf)
-    if demo not in words or named or folder.exists():
+    if folder.exists():
         return [*words]
     try:
         fetch("smollm2", folder)

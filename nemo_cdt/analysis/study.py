@@ -22,10 +22,9 @@ from nemo_cdt.data.multihop import MultihopDocuments
 from nemo_cdt.data.tokenizer import load_tokenizer
 from nemo_cdt.evaluation.answers import is_right
 from nemo_cdt.evaluation.model import read_config, read_model
+from nemo_cdt.report.study import STUDY
 from nemo_cdt.utils.atomic_write import atomic_write
 
-FILE = "study.json"
-"""Beside the run's metrics; an attempt that trains on removes that of the one before."""
 WRITTEN = 3
 """Questions whose answers are written out."""
 NEW_TOKENS = 12
@@ -43,7 +42,7 @@ def study(config: Config) -> None:
         **_detection(config, before, tokenizer),
     }
     found["answers"], found["written"] = _answers(config, before, after, tokenizer)
-    atomic_write(Path(config.output, FILE), json.dumps(found, indent=1))
+    atomic_write(Path(config.output, STUDY), json.dumps(found, indent=1))
 
 
 def _asked(config: Config, samples: int) -> Samples:

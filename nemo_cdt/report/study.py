@@ -6,6 +6,9 @@ from typing import Any
 
 from nemo_cdt.utils.reading import blamed_on, read_json
 
+STUDY = "study.json"
+"""In OUTPUT; an attempt that trains on removes that of the one before."""
+
 
 @dataclass(kw_only=True, slots=True)
 class Method:

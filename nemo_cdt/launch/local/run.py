@@ -29,7 +29,6 @@ from nemo_cdt.utils.user_errors import FAILED, fail
 from nemo_cdt.validation import check_output, check_unused, missing_packages
 
 TRAIN = "nemo_cdt.nemo.train"
-STUDY = "study.json"
 BEFORE_TRAINING = (
     *("init", ".init.lock", "tokenizer", ".tokenizer.lock", "key_tokens.npz", ".key_tokens.lock", "index"),
     *("tensorboard", "wandb", "mlflow", IDS, RUN_ID),
@@ -48,6 +47,8 @@ def launch_local(config: Config) -> None:
     with _told_by_sigterm(), held(Path(config.output)):
         check_output(config)
         check_unused(config)
+        from nemo_cdt.report.study import STUDY
+
         Path(config.output, STUDY).unlink(missing_ok=True)  # of an earlier attempt: it is not of this model
         _train(config)
         for beside in with_baseline(config)[1:]:
