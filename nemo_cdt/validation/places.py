@@ -17,6 +17,7 @@ OURS = {
         "loggers.yaml",
         "metrics.jsonl",
         "sample.json",
+        "study.json",
         "report.html",
     ),
     *("key_tokens.npz", "ft_state.json", "lightning_logs.txt", "cmd-args.log", "git-info.log", "nemo_error_log.txt"),

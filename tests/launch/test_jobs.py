@@ -62,7 +62,7 @@ def test_a_dry_run_for_a_cluster_elsewhere_needs_nothing_of_it_here(capsys, tmp_
 
 def test_questions_that_do_not_fit_are_refused_before_submission(capsys):
     short = ("launcher=slurm", "launcher.submit=sbatch", "data.seq_length=512", "trainer.accelerator=cpu")
-    expected = "data.seq_length=512 is too short for the facts: set at least 557"
+    expected = "data.seq_length=512 is too short for the facts: set at least 553"
 
     launch_job(run(*short, "launcher.dryrun=true"))
     assert f"note: as it stands this job would not start: {expected}\n" in capsys.readouterr().err

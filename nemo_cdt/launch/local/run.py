@@ -47,9 +47,7 @@ def launch_local(config: Config) -> None:
     with _told_by_sigterm(), held(Path(config.output)):
         check_output(config)
         check_unused(config)
-        from nemo_cdt.report.study import STUDY
-
-        Path(config.output, STUDY).unlink(missing_ok=True)  # of an earlier attempt: it is not of this model
+        Path(config.output, "study.json").unlink(missing_ok=True)  # of an earlier attempt: it is not of this model
         _train(config)
         for beside in with_baseline(config)[1:]:
             with held(Path(beside.output)):
@@ -195,7 +193,7 @@ CONTENTS = {
     "metrics.jsonl": "the figures of every step",
     "tensorboard": "the same figures, for TensorBoard",
     "wandb": "the same figures, as Weights & Biases keeps them",
-    "mlflow": "the same figures, for `mlflow ui --backend-store-uri sqlite:///.../mlflow/mlflow.db`",
+    "mlflow": "the same figures, for `mlflow ui --backend-store-uri sqlite:///OUTPUT/mlflow/mlflow.db`",
     "profile": "where the time of one step went: traces for ui.perfetto.dev, tables",
     "sample.json": "what detection made of one document",
     "study.json": "which method finds the facts, and answers before and after",
@@ -222,7 +220,8 @@ def _written(config: Config) -> dict[str, str]:
     """What is in OUTPUT, and what it is; NeMo's own logs last."""
     found = {path.name: f"{path}{'/' * path.is_dir()}" for path in sorted(Path(config.output).iterdir())}
     ours = {found.pop(name): what for name, what in CONTENTS.items() if name in found}
-    return ours | {path: "" for name, path in found.items() if not name.startswith(".")}
+    rest = {path: "NeMo's log" * name.startswith("nemo_log_") for name, path in found.items() if not name.startswith(".")}
+    return {path: what.replace("OUTPUT", config.output) for path, what in (ours | rest).items()}
 
 
 def _table(rows: dict[str, str]) -> list[str]:
