@@ -108,7 +108,7 @@ def test_metrics_that_another_module_holds_are_found(generate, tmp_path, monkeyp
 
 
 def test_everything_a_run_writes_says_what_it_is():
-    assert OURS == CONTENTS.keys() - {"hf"}
+    assert CONTENTS.keys() - {"hf"} == OURS
 
 
 def test_every_command_is_in_the_reference(pages):

@@ -220,7 +220,9 @@ def _written(config: Config) -> dict[str, str]:
     """What is in OUTPUT, and what it is; NeMo's own logs last."""
     found = {path.name: f"{path}{'/' * path.is_dir()}" for path in sorted(Path(config.output).iterdir())}
     ours = {found.pop(name): what for name, what in CONTENTS.items() if name in found}
-    rest = {path: "NeMo's log" * name.startswith("nemo_log_") for name, path in found.items() if not name.startswith(".")}
+    rest = {
+        path: "NeMo's log" * name.startswith("nemo_log_") for name, path in found.items() if not name.startswith(".")
+    }
     return {path: what.replace("OUTPUT", config.output) for path, what in (ours | rest).items()}
 
 
