@@ -199,7 +199,7 @@ class Seen(L.Callback):
                     "noise": found.noise_SB.numpy()[real, row],
                     "score": found.score_SB.numpy()[real, row],
                     "delta": found.shift_SBH.float().numpy()[real, row],
-                    "threshold": found.threshold_N.numpy(),
+                    "threshold": found.threshold_N.view(rows, -1)[row].numpy(),
                     "row": first + row,
                 }
             )

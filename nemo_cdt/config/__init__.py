@@ -6,6 +6,7 @@ Nothing here imports torch, so that a mistake costs no import of NeMo.
 from nemo_cdt.config.files import load, save, typed
 from nemo_cdt.config.schema import (
     FP8,
+    FP8_MULTIPLE,
     PROFILED_STEP,
     Accelerator,
     Config,
@@ -21,6 +22,7 @@ from nemo_cdt.config.schema import (
     LoraTarget,
     Model,
     Optim,
+    Packing,
     Parallel,
     Precision,
     Questions,
@@ -35,6 +37,7 @@ from nemo_cdt.config.schema import (
 
 __all__ = [
     "FP8",
+    "FP8_MULTIPLE",
     "PROFILED_STEP",
     "Accelerator",
     "Config",
@@ -50,6 +53,7 @@ __all__ = [
     "LoraTarget",
     "Model",
     "Optim",
+    "Packing",
     "Parallel",
     "Precision",
     "Questions",

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_cdt.config.objective import of_earlier_version, settings_class, with_new_names
-from nemo_cdt.config.schema import Config
+from nemo_cdt.config.schema import Config, Packing
 from nemo_cdt.utils.atomic_write import atomic_write
 from nemo_cdt.utils.reading import blamed_on, read_yaml
 
@@ -38,6 +38,8 @@ def load(path: str | Path) -> Config:
             raise ValueError("it holds no keys with values")
         if isinstance(found.get("objective"), dict):
             found["objective"] = of_earlier_version(found["objective"])
+        if isinstance(data := found.get("data"), dict) and data.get("pack") is True:
+            data.setdefault("packing", str(Packing.sequential))  # the one way there was until 0.2
         try:
             return typed(OmegaConf.create(_literally(found)))
         except OmegaConfBaseException as error:

@@ -3,6 +3,7 @@
 Hydra checks names and types against these dataclasses; :mod:`nemo_cdt.validation` checks what no type can say.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from nemo_cdt.config.loggers import Loggers
 from nemo_cdt.config.objective import default_objective
 from nemo_cdt.utils.enums import StrEnum
 
+FP8_MULTIPLE = 16
+"""Of the positions and of the widths of Transformer Engine's products in FP8."""
 PROFILED_STEP = 4
 """By then memory is allocated and kernels are chosen."""
 
@@ -30,6 +33,13 @@ class DataName(StrEnum):
     def is_prepared(self) -> bool:
         """Whether ``data.path`` is a folder of `nemo-cdt prepare`."""
         return self in (DataName.prepared, DataName.pretrain)
+
+
+class Packing(StrEnum):
+    """Which documents share a row, and which rank trains on it."""
+
+    balanced = "balanced"
+    sequential = "sequential"
 
 
 class Precision(StrEnum):
@@ -248,6 +258,10 @@ class Data(Questions):
     """The most positions of one document; null takes seq_length. Set it lower than seq_length to pack."""
     pack: bool = False
     """Fill each row with whole documents; attention, positions and thresholds stay within each document."""
+    packing: Packing = Packing.balanced
+    """With pack=true, how documents come to rows. balanced deals those of a step so that each GPU has as much to
+    compute, and ends a row with its last document; a step has at most global_batch_size times seq_length tokens.
+    sequential fills one row of seq_length after the other, for as long as the next document fits."""
     truncate: bool = False
     """With data=jsonl: cut a document that is longer than seq_length + 1 tokens instead of refusing it."""
 
@@ -461,6 +475,23 @@ class Config:
     @property
     def data_parallel(self) -> int:
         return self.trainer.world_size // self.parallel.model_size
+
+    @property
+    def deals(self) -> bool:
+        """Whether the documents of a step are dealt to ranks and micro-batches, whose rows then differ in length."""
+        return self.data.pack and self.data.packing is Packing.balanced
+
+    @property
+    def document_multiple(self) -> int:
+        """Packed documents are padded to a multiple of this: context-parallel ranks hold two equal parts of each."""
+        return 2 * self.parallel.context if self.parallel.context > 1 else 1
+
+    @property
+    def row_multiple(self) -> int:
+        """The length of a row is a multiple of this: what splits the sequence, times what FP8's products ask for."""
+        tensor = self.parallel.tensor if self.parallel.sequence else 1
+        fp8 = FP8_MULTIPLE * self.trainer.mlp_chunks if self.trainer.fp8 is not FP8.none else 1
+        return math.lcm(self.document_multiple * tensor, fp8 * self.parallel.context * tensor)
 
     @property
     def num_microbatches(self) -> int:

@@ -57,6 +57,22 @@ def step_time(config: Config, cluster: Cluster, detection: Recompute) -> StepTim
     )
 
 
+ATTENTION_SLOWER = {"forward": 1.16, "backward": 1.37}
+"""How much longer attention's kernels take for as many FLOPs than matrix products, by the fractions of conf/cluster."""
+
+
+def document_cost(config: Config, positions: int) -> float:
+    """What a document of a packed row costs in a step, in any unit: of model and objective alone, not of the layout."""
+    passes = [False, True] if objective_of(config).detects else [False]
+    cost = own_cost(config)
+    for frozen in passes:
+        done = flops.work(config.model, positions, config.trainer.recompute, frozen=frozen, head_recompute=True)
+        cost += done.linears + done.head
+        cost += ATTENTION_SLOWER["forward"] * done.attention_forward
+        cost += ATTENTION_SLOWER["backward"] * done.attention_backward
+    return positions * cost
+
+
 def tokens_per_second(config: Config, seconds: float) -> float:
     """Of one GPU."""
     return config.trainer.global_batch_size * config.data.seq_length / seconds / config.trainer.world_size

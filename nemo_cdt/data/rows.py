@@ -55,7 +55,7 @@ class PackedRows:
             if index == len(documents):
                 raise ValueError(f"{index} documents fill {len(self.first) - 1} of the {count} rows of training")
             length = documents.length(index) - 1
-            room = _aligned(length, multiple)
+            room = aligned(length, multiple)
             if used and used + room > seq_length:
                 self.first.append(index)
                 self.wasted += seq_length - fed
@@ -75,21 +75,22 @@ class PackedRows:
 
 def row(documents: Sequence[Document], seq_length: int, multiple: int = 1) -> Row:
     """Documents side by side: of each, tokens 0..n-2 are fed and labels 1..n-1 predicted; padding behind each and all.
+    Of none, a row of padding, which trains nothing.
 
     Raises:
         ValueError: where they do not fit, or one has no label behind its first token.
     """
     lengths = [len(document.input_ids) - 1 for document in documents]
-    starts = np.cumsum([0, *(_aligned(length, multiple) for length in lengths)])
+    starts = np.cumsum([0, *(aligned(length, multiple) for length in lengths)])
     if starts[-1] > seq_length:
         raise ValueError(
             f"documents of {[n + 1 for n in lengths]} tokens need {starts[-1]} positions: set data.seq_length to that, "
             "or data.truncate=true"
         )
-    entries = _empty(seq_length, typed=documents[0].types is not None)
+    entries = _empty(seq_length, typed=bool(documents) and documents[0].types is not None)
     for index, (document, start, fed) in enumerate(zip(documents, starts, lengths, strict=False)):
         _place(entries, index, document, slice(start, start + fed))
-    entries["document_lengths"] = np.array(lengths)
+    entries["document_lengths"] = np.array(lengths or [0])
     # The padding behind is a document to attention.
     edges = starts if starts[-1] == seq_length else [*starts, seq_length]
     entries["cu_seqlens"] = np.array(edges, dtype=np.int32)
@@ -119,5 +120,6 @@ def _place(entries: Row, index: int, document: Document, at: slice) -> None:
         entries["types"][at] = document.types[:-1]
 
 
-def _aligned(length: int, multiple: int) -> int:
+def aligned(length: int, multiple: int) -> int:
+    """``length``, or the next multiple of ``multiple`` above it."""
     return -(-length // multiple) * multiple

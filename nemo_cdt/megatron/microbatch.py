@@ -33,9 +33,11 @@ class MicroBatch(dict[str, Tensor]):
     What an objective runs beside the two passes are micro-batches too, without what only these and metrics ask for.
     """
 
-    def __init__(self, entries: dict[str, Tensor], *, row_length: int, longest: int) -> None:
-        """``row_length`` is S, ``longest`` the longest document's positions: known here without asking the device."""
+    def __init__(self, entries: dict[str, Tensor], *, row_length: int, longest: int, trains: bool = True) -> None:
+        """``row_length`` is S, ``longest`` the longest document's positions: known here without asking the device.
+        ``trains``: whether it is of the training pass."""
         super().__init__(entries)
+        self.trains = trains
         self.row_length = row_length
         self.longest = longest
         self._labels: Labelled | None = None
@@ -44,7 +46,7 @@ class MicroBatch(dict[str, Tensor]):
         """The same batch, whose masked loss is the sum over documents of each one's own mean."""
         entries = {k: v for k, v in self.items() if not k.startswith(OF_TRAINING)}
         entries["loss_mask"] = self["label_share"]
-        return MicroBatch(entries, row_length=self.row_length, longest=self.longest)
+        return MicroBatch(entries, row_length=self.row_length, longest=self.longest, trains=False)
 
     def labels(self) -> Labelled:
         """What the head predicts, and where; one object, in which the head leaves what it found."""

@@ -11,6 +11,8 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.utils import get_model_config
 from torch import Tensor, nn
 
+from nemo_cdt.megatron.microbatch import loaded
+
 T = TypeVar("T")
 ForwardStep = Callable[[Iterator, nn.Module], tuple[Tensor, Callable]]
 Run = Callable[[ForwardStep, Iterator | list[Iterator], int], list]
@@ -85,3 +87,19 @@ def whole_batch(
 
 def chunks_of(model: nn.Module | list[nn.Module]) -> list[nn.Module]:
     return model if isinstance(model, list) else [model]
+
+
+def step_by_step(schedule: Callable[..., list]) -> Callable[..., list]:
+    """``schedule``, where an item of the data iterator is all the micro-batches of a step of this rank."""
+
+    def run(*, data_iterator: Iterator | list[Iterator], num_microbatches: int, **rest: Any) -> list:
+        iterators = data_iterator if isinstance(data_iterator, list) else [data_iterator]
+        columns = [loaded(next(iterator)) for iterator in iterators]
+        fresh = [iter(column) for column in columns]
+        return schedule(
+            data_iterator=fresh if isinstance(data_iterator, list) else fresh[0],
+            num_microbatches=len(columns[0]),
+            **rest,
+        )
+
+    return run

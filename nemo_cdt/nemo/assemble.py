@@ -213,14 +213,13 @@ def release() -> None:
 
 def _trainer(config: Config, on_gpu: bool, sample: SampleWriter, lora: Adapters | None) -> nl.Trainer:
     settings, validates = config.trainer, config.trainer.val_interval > 0
-    positions = settings.global_batch_size * config.data.seq_length
     packed = config.data.pack or config.data.name is DataName.preferences
     objective, typed, fp8 = objective_of(config), config.data.name is DataName.multihop, settings.fp8 is FP8.detection
     recompute = _detection_recompute(config, on_gpu) if objective.detects or (validates and typed) else None
     callbacks: list[L.Callback] = [
-        ObjectiveCallback(objective, sample.observe if objective.detects else None, recompute, fp8),
+        ObjectiveCallback(objective, sample.observe if objective.detects else None, recompute, fp8, config.deals),
         *([sample] if objective.detects else []),
-        StepMetrics(positions, packed=packed, before=[one.metric for one in objective.PASSES]),
+        StepMetrics(packed=packed, before=[one.metric for one in objective.PASSES]),
     ]
     if validates:
         scope = detection_settings(config.objective).threshold_scope

@@ -16,6 +16,7 @@ from nemo_cdt.config import Recompute
 from nemo_cdt.megatron.engine import Engine
 from nemo_cdt.megatron.groups import Groups
 from nemo_cdt.megatron.microbatch import MicroBatch, take
+from nemo_cdt.megatron.schedule import chunks_of, step_by_step
 from nemo_cdt.objectives import Objective
 
 logger = logging.getLogger("nemo_cdt")
@@ -49,6 +50,7 @@ class ObjectiveCallback(L.Callback):
         observer: is shown what it detects, where it detects.
         recompute: what detection's backward computes again; None is what training's does.
         fp8: whether detection is in FP8.
+        whole_steps: whether the data loader yields all of a step's micro-batches at once.
     """
 
     def __init__(
@@ -57,11 +59,13 @@ class ObjectiveCallback(L.Callback):
         observer: Callable[[Any], None] | None = None,
         recompute: Recompute | None = None,
         fp8: bool = False,
+        whole_steps: bool = False,
     ) -> None:
         self.objective = objective
         self.observer = observer
         self.recompute = recompute
         self.fp8 = fp8
+        self.whole_steps = whole_steps
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         lent = Engine(
@@ -77,7 +81,10 @@ class ObjectiveCallback(L.Callback):
         self.objective.start(lent)
 
     def on_megatron_step_start(self, step: MegatronStep) -> MegatronStep:
-        return step if step.forward_only else wrapped(step, self.objective.wrap)
+        if step.forward_only:
+            return step
+        step = wrapped(step, self.objective.wrap)
+        return wrapped(step, step_by_step) if self.whole_steps else step
 
     def on_megatron_step_end(self, step: MegatronStep) -> None:
         if step.forward_only:
@@ -95,32 +102,30 @@ class StepMetrics(L.Callback):
 
     MUCH = 0.25
 
-    def __init__(self, positions_per_step: int, *, packed: bool, before: Sequence[str] = ()) -> None:
-        """``positions_per_step``: of all ranks, padding included. ``before``: the metrics in which a step's passes
-        before training's log their seconds."""
-        self.positions_per_step = positions_per_step
+    def __init__(self, *, packed: bool, before: Sequence[str] = ()) -> None:
+        """``before``: the metrics in which a step's passes before training's log their seconds."""
         self.before = before
         self._told = packed
         self._start = 0.0
-        self._padding: torch.Tensor | int = 0  # on the device
-        self._positions = 0
+        self._tokens: torch.Tensor | int = 0  # on the device
+        self._positions = 0.0
 
     def on_train_batch_start(self, *_: Any) -> None:
         self._start = time.perf_counter()
-        self._padding, self._positions = 0, 0
+        self._tokens, self._positions = 0, 0.0
 
     def on_megatron_microbatch_start(self, step: MegatronStep, batch: MicroBatch) -> None:
-        """All passes of a step come here: of CDT's two the share of padding notices nothing."""
-        if not step.forward_only and "documents" in batch:
-            self._padding += (batch["documents"] < 0).sum()
-            self._positions += batch["documents"].numel()
+        """All passes of a step come here, training's once for each chunk of an interleaved pipeline."""
+        if not step.forward_only and batch.trains and "documents" in batch:
+            self._tokens += (batch["documents"] >= 0).sum() / len(chunks_of(step.model))
+            self._positions += batch["documents"].numel() / len(chunks_of(step.model))
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         step_time = time.perf_counter() - self._start
         pl_module.log("steps", float(trainer.global_step), batch_size=1)  # done by now: what a checkpoint is called by
         pl_module.log("step_time", step_time, prog_bar=True, batch_size=1)
-        pl_module.log("padding_fraction", self._padding / self._positions, batch_size=1, sync_dist=True)
-        tokens = self.positions_per_step * (1 - trainer.callback_metrics["padding_fraction"])  # of all ranks
+        tokens, positions = self._of_all_ranks(pl_module.device)
+        pl_module.log("padding_fraction", 1 - tokens / positions, batch_size=1)
         pl_module.log("tokens_per_second", tokens / step_time, prog_bar=True, batch_size=1)
         if not self._told:
             self._tell(float(trainer.callback_metrics["padding_fraction"]))
@@ -129,6 +134,13 @@ class StepMetrics(L.Callback):
             pl_module.log("training_time", step_time - float(sum(before)), batch_size=1)
         if torch.cuda.is_available():
             pl_module.log("peak_memory_gib", torch.cuda.max_memory_allocated() / 2**30, batch_size=1)
+
+    def _of_all_ranks(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens and positions of the step, each counted once: tensor-parallel ranks and stages have copies."""
+        counted = torch.stack([torch.as_tensor(n, device=device) for n in (self._tokens, self._positions)]).double()
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        torch.distributed.all_reduce(counted, group=group)
+        return counted[0], counted[1]
 
     def _tell(self, padding: float) -> None:
         self._told = True

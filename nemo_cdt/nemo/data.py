@@ -1,24 +1,30 @@
 """Rows of documents as a NeMo data module: Megatron's sampler decides who reads what, and where a run resumes."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as L
 import numpy as np
 import torch
+from megatron.core import parallel_state
 from megatron.core.num_microbatches_calculator import update_num_microbatches
 from nemo.collections.common.tokenizers import AutoTokenizer
 from nemo.lightning.data import WrappedDataLoader
 from nemo.lightning.pytorch.plugins import MegatronDataSampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from transformers import PreTrainedTokenizerFast
 
 from nemo_cdt.config import Config, Data, DataName
+from nemo_cdt.cost.steptime import document_cost
+from nemo_cdt.data.balanced import BalancedSteps
 from nemo_cdt.data.documents import Documents
 from nemo_cdt.data.order import Shuffled, Subset
 from nemo_cdt.data.preferences import REJECTED, PreferenceRows
-from nemo_cdt.data.rows import PackedRows, Rows
+from nemo_cdt.data.rows import PackedRows, Row, Rows
 from nemo_cdt.data.split import load_documents
 from nemo_cdt.megatron.indexed import IndexedDocuments
 from nemo_cdt.nemo.pretraining import BookDataModule
@@ -27,7 +33,7 @@ from nemo_cdt.prepared import TRAIN, VALIDATION, read_summary
 
 logger = logging.getLogger("nemo_cdt")
 
-AnyRows = Rows | PackedRows | PreferenceRows
+AnyRows = Rows | PackedRows | BalancedSteps | PreferenceRows
 
 
 def data_module(config: Config, tokenizer: AutoTokenizer, vocab_size: int) -> "RowDataModule | BookDataModule":
@@ -60,8 +66,9 @@ def load_rows(config: Config, tokenizer: PreTrainedTokenizerFast, vocab_size: in
     Raises:
         ValueError: for what is wrong with the data.
     """
-    data, count = _validated_on(config), config.trainer.max_steps * config.trainer.global_batch_size
-    multiple = 2 * config.parallel.context if config.parallel.context > 1 else 1
+    data, steps, rows = _validated_on(config), config.trainer.max_steps, config.trainer.global_batch_size
+    count = steps * rows
+    multiple = config.document_multiple
     if data.name is DataName.preferences:
         data = replace(data, document_length=data.seq_length // (1 + REJECTED) // multiple * multiple)
     seed, documents = config.trainer.seed, _UNBOUNDED if data.pack else count
@@ -82,12 +89,37 @@ def load_rows(config: Config, tokenizer: PreTrainedTokenizerFast, vocab_size: in
         return PreferenceRows(train, data.seq_length, multiple=multiple), held_out
     if not data.pack:
         return Rows(train, data.seq_length), held_out
+    if config.deals:
+        balanced = BalancedSteps(
+            train,
+            data.seq_length,
+            steps=steps,
+            rows=rows,
+            cost=partial(document_cost, config),
+            multiple=multiple,
+            row_multiple=config.row_multiple,
+        )
+        _tell(balanced, config)
+        return balanced, held_out
     packed = PackedRows(train, data.seq_length, count=count, multiple=multiple)
     logger.info(
         "packed %d documents into %d rows of %d positions, %.1f %% of them padding",
         packed.first[-1], count, data.seq_length, 100 * packed.wasted / (count * data.seq_length),
     )  # fmt: skip
     return packed, held_out
+
+
+def _tell(steps: BalancedSteps, config: Config) -> None:
+    idle = [steps.idle(step, config.data_parallel) for step in range(min(len(steps), LOOKED_AT))]
+    logger.info(
+        "packed %d documents of %d positions into %d steps; GPUs will wait for the one that has most to do %.1f %% of "
+        "the time, by the cost model",
+        steps.first[-1], sum(steps.lengths), len(steps), 100 * float(np.mean(idle)),
+    )  # fmt: skip
+
+
+LOOKED_AT = 50
+"""Steps whose balance is told."""
 
 
 def _validated_on(config: Config) -> Data:
@@ -121,7 +153,8 @@ class RowDataModule(L.LightningDataModule):
         self.num_workers = config.data.num_workers
         self.train = train
         self.held_out = held_out
-        self.data_sampler = MegatronDataSampler(
+        sampler = StepSampler if isinstance(train, BalancedSteps) else MegatronDataSampler
+        self.data_sampler = sampler(
             seq_len=config.data.seq_length,
             micro_batch_size=config.trainer.micro_batch_size,
             global_batch_size=config.trainer.global_batch_size,
@@ -160,3 +193,60 @@ class RowDataModule(L.LightningDataModule):
         self.data_sampler.init_consumed_samples = consumed
         self.data_sampler.prev_consumed_samples = consumed
         update_num_microbatches(consumed_samples=consumed, consistency_check=False)
+
+
+class StepSampler(MegatronDataSampler):
+    """Yields all of a rank's micro-batches of a step at once, for :func:`nemo_cdt.megatron.schedule.step_by_step`.
+
+    A position in the data is a number of steps, whatever the layout; NeMo has it as rows, global_batch_size a step.
+    """
+
+    def transform_dataloader(self, dataloader: DataLoader, consumed_samples: int = 0) -> DataLoader:
+        if getattr(dataloader, "mode", "train") != "train":
+            return super().transform_dataloader(dataloader, consumed_samples)
+        steps = RankSteps(cast(BalancedSteps, dataloader.dataset))
+        return DataLoader(
+            steps,
+            sampler=_From(self.init_consumed_samples // self.global_batch_size, len(steps)),
+            collate_fn=_collated,
+            num_workers=dataloader.num_workers,
+            pin_memory=dataloader.pin_memory,
+            persistent_workers=dataloader.persistent_workers,
+        )
+
+
+class RankSteps(Dataset[list[Row]]):
+    """This data-parallel rank's micro-batches of each step."""
+
+    def __init__(self, steps: BalancedSteps) -> None:
+        self._steps = steps
+        self._rank = parallel_state.get_data_parallel_rank()
+        self._ranks = parallel_state.get_data_parallel_world_size()
+        stages = parallel_state.get_pipeline_model_parallel_world_size()
+        interleaved = (parallel_state.get_virtual_pipeline_model_parallel_world_size() or 1) > 1
+        self._multiple_of = stages if interleaved else 1  # as that schedule asks
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __getitem__(self, step: int) -> list[Row]:
+        return self._steps.batches(step, self._rank, self._ranks, self._multiple_of)
+
+
+class _From(Sampler[int]):
+    """``first`` to ``end``. As long as all of it: Lightning compares its length with all steps, earlier ones too."""
+
+    def __init__(self, first: int, end: int) -> None:
+        self._first = first
+        self._end = end
+
+    def __len__(self) -> int:
+        return self._end
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self._first, self._end))
+
+
+def _collated(items: list[list[Row]]) -> list[dict[str, torch.Tensor]]:
+    (rows,) = items
+    return [default_collate([row]) for row in rows]

@@ -120,6 +120,7 @@ def nemo_config(config: Config, *, vocab_size: int, on_gpu: bool) -> CDTConfig:
         **SETTINGS[config.trainer.recompute],
         **({"cpu_offloading": True, "cpu_offloading_num_layers": offloaded} if offloaded else {}),
         **(_FP8 if fp8 is not FP8.none else {}),
+        **(_UNEVEN_ROWS if config.deals and config.parallel.pipeline > 1 else {}),
         **(_INTERLEAVED if config.parallel.virtual_pipeline else {}),
         **(_GPU_KERNELS if on_gpu else _NO_KERNELS),
     }
@@ -136,6 +137,8 @@ _FP8 = {"disable_parameter_transpose_cache": True}
 """Megatron would keep the weights in 8 bits, beside them and as they were in the first step."""
 _INTERLEAVED = {"overlap_p2p_comm": True, "batch_p2p_comm": False}
 """With two stages a batch of sends pairs activations with gradients: Megatron asks for this, NeMo does not."""
+_UNEVEN_ROWS = {"variable_seq_lengths": True, "moe_token_dispatcher_type": "alltoall"}
+"""Pipeline stages tell each other how long a row is; Megatron then refuses its default of what no model here has."""
 _GPU_KERNELS: dict[str, bool] = {}
 _NO_KERNELS = {
     "use_cpu_initialization": True,

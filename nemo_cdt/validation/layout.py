@@ -3,9 +3,10 @@
 import math
 from functools import partial
 
-from nemo_cdt.config import Config, ContextComm, DataName, Model, Parallel
+from nemo_cdt.config import Config, ContextComm, DataName, Model, Packing, Parallel
 from nemo_cdt.config.launcher import LauncherName
 from nemo_cdt.objectives import objectives_of
+from nemo_cdt.objectives.cdt.settings import ThresholdScope, detection_settings
 from nemo_cdt.validation.memory import check_fp8, check_memory, check_profile
 from nemo_cdt.validation.rules import listed, nearest, require, require_all, yaml
 
@@ -142,6 +143,16 @@ def _check_packing(config: Config) -> None:
         not data.pack or trainer.micro_batch_size == 1,
         f"trainer.micro_batch_size={trainer.micro_batch_size} with data.pack=true: set trainer.micro_batch_size=1, "
         "a packed row holds several documents already",
+    )
+    require(
+        data.pack or data.packing is Packing.balanced,
+        f"data.packing={data.packing} needs data.pack=true: set data.pack=true, or data.packing=balanced",
+    )
+    scopes = {detection_settings(one.settings).threshold_scope for one in objectives_of(config) if one.detects}
+    require(
+        not config.deals or ThresholdScope.row not in scopes,
+        f"objective.threshold_scope=row with data.packing={data.packing}, where the documents of a row depend on the "
+        "number of GPUs: set data.packing=sequential, or objective.threshold_scope=document",
     )
     comm, window, context = config.parallel.context_comm, config.model.sliding_window, config.parallel.context
     packed = data.pack or preferences or any(one.packs for one in objectives_of(config))

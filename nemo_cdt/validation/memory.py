@@ -1,12 +1,9 @@
 """What saves memory or arithmetic, where it can."""
 
-from nemo_cdt.config import FP8, PROFILED_STEP, Config, Precision, Recompute, Trainer
+from nemo_cdt.config import FP8, FP8_MULTIPLE, PROFILED_STEP, Config, Precision, Recompute, Trainer
 from nemo_cdt.objectives import objectives_of
 from nemo_cdt.objectives.cdt.settings import DetectionRecompute, detection_settings
 from nemo_cdt.validation.rules import nearest, require
-
-FP8_MULTIPLE = 16
-"""Of the positions and of the widths of Transformer Engine's products in FP8."""
 
 
 def check_memory(config: Config) -> None:

@@ -1,5 +1,6 @@
 """Every layout gives the answer of one process: masks, deltas, gradients (Adam's first moment) and weights."""
 
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -81,19 +82,23 @@ class Shared:
 
     folder: Path
 
-    def run(self, name: str, layout: Layout, *, pack: bool = False, mutate: str | None = None) -> list[dict[str, Any]]:
+    def run(
+        self, name: str, layout: Layout, *, packing: c.Packing | None = None, mutate: str | None = None
+    ) -> list[dict[str, Any]]:
         config = small_run(self.folder / name.replace(" ", "_"), self.folder / "d.jsonl", global_batch=8)
         config.model, config.parallel = MODEL, layout.parallel
         config.objective.detection_recompute = layout.detection_recompute
         config.init.nemo = str(self.folder / "nemo")
         config.trainer = replace(config.trainer, devices=layout.ranks, **layout.trainer)
-        if pack:  # 2 documents of 44 to 60 tokens a row: the batch of 8 documents in 4 rows
-            config.data = replace(config.data, pack=True, seq_length=128, document_length=64)
+        if packing:  # 2 documents of 44 to 60 tokens a row, or as they are dealt: the batch of 8 documents in 4 rows
+            length = {c.Packing.sequential: 128, c.Packing.balanced: BALANCED}[packing]
+            config.data = replace(config.data, pack=True, packing=packing, seq_length=length, document_length=64)
             config.trainer.global_batch_size = 4
         return on_ranks(jobs.train_and_read, layout.ranks, config, mutate)
 
 
-DOCUMENTS: dict[str, Any] = {"kind": "sft", "count": 60, "shortest": 44, "longest": 60}
+BALANCED = 112  # 4 rows of it have room for the 8 documents of each step, and for no 9th
+DOCUMENTS: dict[str, Any] = {"kind": "sft", "count": 60, "shortest": 44, "longest": 60, "seed": 1}
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -119,38 +124,46 @@ def expected(shared: Shared) -> dict[str, Any]:
     return shared.run("expected", Layout(1))[0]
 
 
-def by_token(ranks: list[dict[str, Any]], per_row: int) -> dict[tuple, tuple[bool, np.ndarray, float]]:
-    """(step, document of the batch, position in it) -> noise, delta, score by threshold; of all ranks together."""
+Token = tuple[int, tuple[int, ...], int]
+"""The step, all tokens of the document, and the position in it: whatever row the document is in."""
+
+
+def by_token(ranks: list[dict[str, Any]]) -> dict[Token, tuple[bool, np.ndarray, float]]:
+    """Noise, delta, score by threshold; of all ranks together."""
+    tokens: dict[tuple, dict[int, int]] = {}
     found: dict[tuple, tuple[bool, np.ndarray, float]] = {}
     for rank in ranks:
         for row in rank["detections"]:
             for index, position in enumerate(row["positions"]):
-                document = row["row"] * per_row + row["documents"][index]
-                threshold = row["threshold"][document % len(row["threshold"])]
-                value = (bool(row["noise"][index]), row["delta"][index], row["score"][index] / threshold)
-                key = (row["step"], int(document), int(position))
-                if key in found:
-                    np.testing.assert_array_equal(found[key][1], value[1])  # tensor-parallel ranks hold copies
-                found[key] = value
-    return found
+                document = int(row["documents"][index])
+                relative = row["score"][index] / row["threshold"][document]
+                value = (bool(row["noise"][index]), row["delta"][index], relative)
+                place = (row["step"], row["row"], document)
+                if (place, position) in found:
+                    np.testing.assert_array_equal(found[place, position][1], value[1])  # of tensor-parallel ranks
+                found[place, position] = value
+                tokens.setdefault(place, {})[int(position)] = int(row["tokens"][index])
+    named = {place: tuple(token for _, token in sorted(of.items())) for place, of in tokens.items()}
+    assert len({(place[0], tokens) for place, tokens in named.items()}) == len(named)  # each document at one place
+    return {(place[0], named[place], int(position)): value for (place, position), value in found.items()}
 
 
 def padding(run: dict[str, Any]) -> list[float]:
     return [step["padding_fraction"] for step in run["metrics"]]
 
 
-def assert_same(ranks: list[dict[str, Any]], expected: dict[str, Any], per_row: int = 1) -> None:
-    ours, theirs = by_token(ranks, per_row), by_token([expected], 1)
+def assert_same(ranks: list[dict[str, Any]], expected: dict[str, Any], *, packed: bool = False) -> None:
+    ours, theirs = by_token(ranks), by_token([expected])
     assert ours.keys() == theirs.keys()
     ties = [key for key, (*_, relative) in theirs.items() if abs(relative - 1) < 1e-5]
     assert len(ties) < 3, f"too many scores at the threshold to say anything: {ties}"
     for key, (noise, delta, _) in theirs.items():
         if key not in ties:
-            assert ours[key][0] == noise, f"mask differs at (step, row, position) {key}"
+            assert ours[key][0] == noise, f"mask differs at (step, document, position) {key}"
             np.testing.assert_allclose(ours[key][1], delta, atol=DELTA)
     last = next(rank for rank in ranks if rank["losses"][0] > 0)
     np.testing.assert_allclose(last["losses"], expected["losses"], atol=1e-5)
-    if per_row == 1:
+    if not packed:
         for rank in ranks:
             np.testing.assert_allclose(padding(rank), padding(expected), atol=1e-6)
     for name, value in expected["state"].items():
@@ -163,27 +176,57 @@ def test_a_layout_gives_the_answer_of_one_process(name: str, shared: Shared, exp
 
 
 PACKED = ("one process", "TP2+SP", "CP2", "PP2", "PP4", "CP2 DP2", "CP2 PP2", "TP2+SP CP2")
+DEALT = ("one process", "DP2 overlapped", "CP2 DP2", "TP2+SP CP2", "TP2 PP2", "PP2 interleaved DP2 overlapped")
 LAYOUTS_PACKED = {"one process": Layout(1), **LAYOUTS}
 
 
-@pytest.mark.parametrize("name", PACKED)
-def test_packed_documents_give_the_answer_of_one_by_one(name: str, shared: Shared, expected: dict[str, Any]) -> None:
-    assert_same(shared.run(f"packed {name}", LAYOUTS_PACKED[name], pack=True), expected, per_row=2)
+@pytest.mark.parametrize(
+    ("packing", "name"),
+    [*((c.Packing.sequential, name) for name in PACKED), *((c.Packing.balanced, name) for name in DEALT)],
+)
+def test_packed_documents_give_the_answer_of_one_by_one(
+    packing: c.Packing, name: str, shared: Shared, expected: dict[str, Any]
+) -> None:
+    assert_same(shared.run(f"{packing} {name}", LAYOUTS_PACKED[name], packing=packing), expected, packed=True)
 
 
 @pytest.mark.parametrize(
-    ("mutation", "name", "pack"),
+    ("mutation", "name", "packing"),
     [
-        ("threshold_all_reduce_dropped", "CP2", False),
-        ("threshold_all_reduce_dropped", "TP2+SP", False),
-        ("label_counts_of_one_rank", "CP2", False),
-        ("boundaries_ignored", "PP2", True),
-        ("zigzag_ignored", "CP2", False),
+        ("threshold_all_reduce_dropped", "CP2", None),
+        ("threshold_all_reduce_dropped", "TP2+SP", None),
+        ("label_counts_of_one_rank", "CP2", None),
+        ("boundaries_ignored", "PP2", c.Packing.sequential),
+        ("boundaries_ignored", "DP2", c.Packing.balanced),
+        ("zigzag_ignored", "CP2", None),
     ],
 )
 def test_a_mutated_layout_is_noticed(
-    mutation: str, name: str, pack: bool, shared: Shared, expected: dict[str, Any]
+    mutation: str, name: str, packing: c.Packing | None, shared: Shared, expected: dict[str, Any]
 ) -> None:
-    ranks = shared.run(f"{mutation} {name}", LAYOUTS[name], pack=pack, mutate=mutation)
+    ranks = shared.run(f"{mutation} {name}", LAYOUTS[name], packing=packing, mutate=mutation)
     with pytest.raises(AssertionError):
-        assert_same(ranks, expected, per_row=2 if pack else 1)
+        assert_same(ranks, expected, packed=packing is not None)
+
+
+@pytest.mark.parametrize("name", ["DP2", "PP2 DP2", "PP2 interleaved DP2 overlapped"])
+def test_a_rank_with_nothing_left_in_a_micro_batch_takes_part_in_it(name: str, shared: Shared, tmp_path: Path) -> None:
+    """In each step one rank has a document of 60 tokens, and the other two of 31, which no row holds together."""
+    file = tmp_path / "uneven.jsonl"
+    rng = np.random.default_rng(0)
+    with file.open("w") as rows:
+        for length in 3 * [61, 32, 32] + 8 * [50]:
+            ids = rng.integers(0, VOCABULARY, size=length).tolist()
+            rows.write(json.dumps({"input_ids": ids, "labels": [IGNORE] * (length - 3) + ids[-3:]}) + "\n")
+
+    def run(name: str, layout: Layout, **data: Any) -> list[dict[str, Any]]:
+        config = small_run(tmp_path / name.replace(" ", "_"), file, global_batch=3)
+        config.model, config.parallel, config.init.nemo = MODEL, layout.parallel, str(shared.folder / "nemo")
+        config.trainer.devices = layout.ranks
+        if data:
+            config.data = replace(config.data, pack=True, **data)
+            config.trainer.global_batch_size = 2
+        return on_ranks(jobs.train_and_read, layout.ranks, config)
+
+    [expected] = run("expected", Layout(1))
+    assert_same(run(name, LAYOUTS[name], seq_length=61, document_length=61), expected, packed=True)

@@ -129,7 +129,7 @@ def assert_ranks_agree(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert len(norms) == 2 * DROPOUT.num_layers + 1
     for name in norms:
         np.testing.assert_array_equal(one["final"][name], other["final"][name], err_msg=name)
-    by_token([one, other], 1)
+    by_token([one, other])
 
 
 @pytest.mark.parametrize("name", ["TP2", "TP2+SP"])

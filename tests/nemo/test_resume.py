@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -424,3 +425,38 @@ def test_a_run_goes_on_under_other_layouts(
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_dealt_documents_go_on_where_they_were(workers: int, documents: Path, tmp_path: Path) -> None:
+    def dealt(name: str, **changes: Any) -> Config:
+        config = constant(tmp_path / name, documents, devices=2, **changes)
+        config.trainer.micro_batch_size, config.trainer.global_batch_size = 1, 2
+        config.data = replace(config.data, pack=True, document_length=64, seq_length=128, num_workers=workers)
+        return config
+
+    train(dealt("whole"))
+    train(dealt("cut", steps=2))
+    train(dealt("cut", resume=True))
+    assert_same(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_dealt_documents_are_the_same_under_another_number_of_ranks(documents: Path, tmp_path: Path) -> None:
+    def seen(devices: int, **changes: Any) -> set[tuple]:
+        config = constant(tmp_path / "run", documents, devices=devices, **changes)
+        config.trainer.micro_batch_size, config.trainer.global_batch_size = 1, 4
+        config.data = replace(config.data, pack=True, document_length=64, seq_length=64)
+        config.trainer.checkpoints_kept = 0
+        rows = [row for rank in on_ranks(jobs.train, devices, config) for row in rank["detections"]]
+        return {
+            (row["step"], tuple(row["tokens"][row["documents"] == document].tolist()))
+            for row in rows
+            for document in set(row["documents"].tolist())
+        }
+
+    seen(1, steps=2)
+    on_two = seen(2, resume=True)
+    shutil.rmtree(tmp_path / "run")
+    on_one = seen(1)
+    assert on_two == {(step, tokens) for step, tokens in on_one if step >= 2}
+    assert len(on_two) > 16

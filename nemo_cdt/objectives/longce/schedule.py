@@ -6,6 +6,7 @@ whole rows, before context parallelism splits them.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -170,7 +171,7 @@ def packed(cuts: list[Cut], rows: list[Rows], *, multiple_of: int) -> list[Rows]
     split = parallel_state.get_context_parallel_world_size() * parallel_state.get_tensor_model_parallel_world_size()
     multiple = 2 * split  # zig-zag order, and sequence parallelism's equal parts
     width = -(-max(cut.end - cut.start for cut in cuts) // multiple) * multiple
-    most = max(1, rows[0]["tokens"].numel() // width)
+    most = max(1, max(batch["tokens"].numel() for batch in rows) // width)
     count = -(-len(cuts) // most)
     count = -(-count // multiple_of) * multiple_of
     slots = -(-len(cuts) // count)
@@ -182,29 +183,30 @@ def _side_by_side(cuts: list[Cut], rows: list[Rows], slots: int, width: int) -> 
     entries = {name: torch.zeros(1, slots * width, dtype=torch.int64) for name in names}
     entries["loss_mask"] = torch.zeros(1, slots * width)
     entries["cu_seqlens"] = torch.arange(0, slots * width + 1, width, dtype=torch.int32)[None]
-    per_batch, per_row = rows[0]["tokens"].numel(), rows[0]["tokens"].size(1)
+    before = [0, *accumulate(batch["tokens"].numel() for batch in rows)]
     for slot, cut in enumerate(cuts):
         length, skipped = cut.end - cut.start, cut.measured - cut.start
+        row_length = rows[cut.batch]["tokens"].size(1)
         here, there = slice(slot * width, slot * width + length), (cut.row, slice(cut.start, cut.end))
         for name in ("tokens", "labels", "loss_mask"):
             entries[name][0, here] = rows[cut.batch][name][there]
         entries["loss_mask"][0, here.start : here.start + skipped] = 0
         entries["position_ids"][0, here] = torch.arange(length)
-        entries["source"][0, here] = torch.arange(length) + cut.batch * per_batch + cut.row * per_row + cut.start
+        entries["source"][0, here] = torch.arange(length) + before[cut.batch] + cut.row * row_length + cut.start
     return entries
 
 
-def _spread(rows: list[Rows], batches: list[MicroBatch], losses: list[Tensor]) -> Tensor:
-    """s of every position of ``rows``, whole on each rank, [micro-batches, b, S]."""
-    shape = (len(rows), *rows[0]["tokens"].shape)
-    short = torch.full(shape, longce.UNMEASURED, device=torch.cuda.current_device()).flatten()
+def _spread(rows: list[Rows], batches: list[MicroBatch], losses: list[Tensor]) -> list[Tensor]:
+    """s of every position of ``rows``, whole on each rank: of each micro-batch [b, S]."""
+    sizes = [batch["tokens"].numel() for batch in rows]
+    short = torch.full((sum(sizes),), longce.UNMEASURED, device=torch.cuda.current_device())
     for batch, loss in zip(batches, losses, strict=True):
         at_N = batch["labelled"]  # in [s, 1], which lies as [1, s] does
         short[batch["source"].flatten()[at_N]] = loss.flatten()[at_N].float()
     group = parallel_state.get_context_parallel_group()
     if batches and group.size() > 1:  # each rank measured its part of each window
         torch.distributed.all_reduce(short, op=ReduceOp.MAX, group=group)
-    return short.view(shape)
+    return [each.view(batch["tokens"].shape) for each, batch in zip(short.split(sizes), rows, strict=True)]
 
 
 def _scored_one_by_one(data_iterator: Iterator | list[Iterator], score: Score) -> Iterator:
