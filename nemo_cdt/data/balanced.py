@@ -85,10 +85,12 @@ class BalancedSteps:
         """The micro-batches of ``step`` of one data-parallel rank."""
         return [self._row(members) for members in self.dealt(step, ranks, multiple_of)[rank]]
 
+    def row_length(self, members: list[int]) -> int:
+        """Positions of the row of these documents, padding included."""
+        return aligned(max(sum(map(self._room, members)), 1), self.row_multiple)
+
     def _row(self, members: list[int]) -> Row:
-        fed = sum(self._room(member) for member in members)
-        length = aligned(max(fed, 1), self.row_multiple)
-        return row([self.documents[member] for member in sorted(members)], length, self.multiple)
+        return row([self.documents[member] for member in sorted(members)], self.row_length(members), self.multiple)
 
     def _room(self, document: int) -> int:
         return aligned(self.lengths[document], self.multiple)

@@ -5,6 +5,7 @@ A wrapper of a schedule has the schedule's signature, keyword arguments alone.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from megatron.core.distributed import DistributedDataParallel
@@ -28,7 +29,7 @@ def frozen(chunks: list[nn.Module]) -> Iterator[None]:
     parameters = [p for chunk in chunks for p in chunk.parameters() if p.requires_grad]
     with ExitStack() as undo:
         for chunk in chunks:
-            undo.enter_context(_without_gather_hooks(chunk))
+            undo.enter_context(_gathering(chunk))
         for parameter in parameters:
             parameter.requires_grad_(False)
         try:
@@ -58,16 +59,24 @@ def unscheduled(chunks: list[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def _without_gather_hooks(chunk: nn.Module) -> Iterator[None]:
-    """With ``overlap_param_gather`` Megatron's forward hooks refuse frozen parameters: gather now, hook again after."""
+def _gathering(chunk: nn.Module) -> Iterator[None]:
+    """With ``overlap_param_gather`` Megatron's forward hooks refuse what is frozen: these do the same without that."""
     hooked = [m for m in chunk.modules() if isinstance(m, DistributedDataParallel) and m.use_forward_hook]
-    for ddp in hooked:
-        ddp.disable_forward_pre_hook(param_sync=True)
-    try:
-        yield
-    finally:
+    with ExitStack() as undo:
         for ddp in hooked:
-            ddp.enable_forward_pre_hook()
+            ddp.disable_forward_pre_hook(param_sync=False)
+            undo.callback(ddp.enable_forward_pre_hook)
+            for module in ddp.module.modules():
+                undo.callback(module.register_forward_pre_hook(partial(_gather, ddp)).remove)
+        yield
+
+
+def _gather(ddp: DistributedDataParallel, module: nn.Module, *_: Any) -> None:
+    """Waits for the parameters of the module and has the next ones sent: once a step, in its first forward."""
+    dispatched = ddp.ddp_config.align_param_gather or ddp.overlap_param_gather_with_optimizer_step
+    for parameter in module.parameters(recurse=False):
+        if parameter in ddp.param_to_bucket_group:
+            ddp.param_to_bucket_group[parameter].finish_param_sync(skip_next_bucket_dispatch=dispatched)
 
 
 def whole_batch(

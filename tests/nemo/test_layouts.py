@@ -230,3 +230,41 @@ def test_a_rank_with_nothing_left_in_a_micro_batch_takes_part_in_it(name: str, s
 
     [expected] = run("expected", Layout(1))
     assert_same(run(name, LAYOUTS[name], seq_length=61, document_length=61), expected, packed=True)
+
+
+def train_and_count_gathers(config: c.Config) -> tuple[int, list[int]]:
+    """How many groups of parameters there are, and how often one was gathered in each step."""
+    from megatron.core.distributed import param_and_grad_buffer
+
+    groups: set[int] = set()
+    gathers: list[int] = []
+    right = param_and_grad_buffer._ParamAndGradBucketGroup.start_param_sync
+
+    def start_param_sync(group: Any, *arguments: Any, **named: Any) -> None:
+        groups.add(id(group))
+        gathers.append(steps())
+        right(group, *arguments, **named)
+
+    def steps() -> int:
+        return len(seen)
+
+    seen: list[int] = []
+    end = jobs.Seen.on_train_batch_end
+
+    def on_train_batch_end(callback: Any, *arguments: Any) -> None:
+        end(callback, *arguments)
+        seen.append(1)
+
+    jobs.Seen.on_train_batch_end = on_train_batch_end  # type: ignore[method-assign]
+    param_and_grad_buffer._ParamAndGradBucketGroup.start_param_sync = start_param_sync
+    jobs.train(config)
+    return len(groups), [gathers.count(step) for step in range(len(seen))]
+
+
+def test_weights_are_gathered_once_a_step_and_not_before_each_detection(shared: Shared) -> None:
+    config = small_run(shared.folder / "gathers", shared.folder / "d.jsonl", global_batch=8)
+    config.parallel, config.trainer.devices = LAYOUTS["DP2 overlapped"].parallel, 2  # 4 micro-batches a rank
+    config.trainer.checkpoint_interval = 0
+    for groups, gathers in on_ranks(train_and_count_gathers, 2, config):
+        assert groups > 0
+        assert gathers[1:] == [groups] * 2  # before the first all ranks have what they started from
