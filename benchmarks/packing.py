@@ -121,7 +121,7 @@ def step_of(longest: int) -> tuple[np.ndarray, dict[str, int]]:
         lengths = alignment_lengths(DOCUMENTS, longest, seed)
         again = _Lengths(np.tile(lengths, 3))
         rows = {"balanced": -(-sum(lengths) // longest), "sequential": 0}
-        ends = PackedRows(again, longest, count=2 * DOCUMENTS).first
+        ends = PackedRows(again, longest, count=DOCUMENTS + 1).first
         if DOCUMENTS not in ends or rows["balanced"] * longest - sum(lengths) >= lengths[0]:
             continue
         rows["sequential"] = ends.index(DOCUMENTS)
@@ -131,7 +131,7 @@ def step_of(longest: int) -> tuple[np.ndarray, dict[str, int]]:
 
 
 def write_documents(path: Path, longest: int) -> dict[str, int]:
-    """Random tokens, of which an answer's are labelled: the same documents in each step. Returns each packing's rows."""
+    """Random tokens, of which an answer's are labelled: the same documents in each step. The rows of each packing."""
     rng = np.random.default_rng(1)
     lengths, rows = step_of(longest)
     with path.open("w") as file:
@@ -139,6 +139,7 @@ def write_documents(path: Path, longest: int) -> dict[str, int]:
             ids = rng.integers(0, shape(None).vocab_size, length).tolist()
             labels = [-100] * (length - runs.FEW) + ids[-runs.FEW :]
             file.write(json.dumps({"input_ids": ids, "labels": labels}) + "\n")
+    return rows
 
 
 def measured(folder: Path, row: Row, arguments: argparse.Namespace) -> Row:
