@@ -120,7 +120,7 @@ def step_of(longest: int) -> tuple[np.ndarray, dict[str, int]]:
     for seed in range(10000):
         lengths = alignment_lengths(DOCUMENTS, longest, seed)
         again = _Lengths(np.tile(lengths, 10))
-        rows = {"balanced": -(-sum(lengths) // longest), "sequential": 0}
+        rows = {"balanced": -(-int(sum(lengths)) // longest), "sequential": 0}
         ends = PackedRows(again, longest, count=DOCUMENTS + 1).first
         if DOCUMENTS not in ends or rows["balanced"] * longest - sum(lengths) >= lengths[0]:
             continue
