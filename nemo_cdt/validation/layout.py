@@ -2,6 +2,9 @@
 
 import math
 from functools import partial
+from importlib import metadata
+
+from packaging.version import Version
 
 from nemo_cdt.config import Config, ContextComm, DataName, Model, Packing, Parallel
 from nemo_cdt.config.launcher import LauncherName
@@ -168,6 +171,13 @@ def _check_packing(config: Config) -> None:
         "Transformer Engine does not take there: "
         "set parallel.context_comm=p2p or a2a",
     )
+    engine = _transformer_engine()
+    require(
+        not packed or comm is not ContextComm.a2a or engine is None or engine >= PACKED_A2A,
+        f"parallel.context_comm=a2a with packed rows (data.pack={yaml(data.pack)}, objective.name="
+        f"{config.objective.name}): Transformer Engine takes them there from {PACKED_A2A} on, and here is {engine}, "
+        "set parallel.context_comm=p2p",
+    )
     require(
         preferences or comm is not ContextComm.all_gather or not any(one.packs for one in objectives_of(config)),
         f"parallel.context_comm={comm} with objective.name={config.objective.name}: Transformer Engine takes no packed "
@@ -178,3 +188,14 @@ def _check_packing(config: Config) -> None:
         f"data.document_length={data.document_length} is longer than data.seq_length={data.seq_length}: "
         f"set data.document_length={data.seq_length} or less",
     )
+
+
+PACKED_A2A = Version("2.10")
+
+
+def _transformer_engine() -> Version | None:
+    """That of this environment; on a machine without it the job's is not known."""
+    try:
+        return Version(metadata.version("transformer-engine"))
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from nemo_cdt.config import Config, Data, Recompute
@@ -104,8 +105,10 @@ def test_heads_may_be_larger_or_smaller_than_their_share_of_the_hidden_size():
     assert whole.linears - half.linears == 3 * 2 * 36 * 2 * 4096 * (4096 + 1024) / 2
 
 
-def test_attention_of_packed_documents_spans_a_document():
+def test_attention_of_packed_documents_spans_a_document_of_the_alignment_sets_lengths():
     packed = Data(seq_length=32768, document_length=4096, pack=True)
+    rng = np.random.default_rng(0)
+    lengths = np.where(rng.random(10**5) < 1 / 8, 512, rng.uniform(512, 4096, 10**5))
 
-    assert attended(Config(data=packed)) == 4096
+    assert attended(Config(data=packed)) == pytest.approx((lengths**2).sum() / lengths.sum(), rel=0.01)
     assert attended(Config(data=Data(seq_length=32768, document_length=4096))) == 32768

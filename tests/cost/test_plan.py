@@ -74,7 +74,7 @@ def test_the_file_has_every_plan_and_each_fits(example):
     seconds = [each["step_seconds"]["total"] for each in found]
 
     assert seconds == sorted(seconds)
-    assert len(found) > 1000
+    assert len(found) > 500
     for each in found:
         memory, parallel = each["memory_gib"], each["parallel"]
         parts = ("parameters", "gradients", "optimizer", "activations", "deltas", "runtime")
@@ -148,7 +148,9 @@ def test_what_is_set_holds():
 
 
 def test_a_sliding_window_is_exchanged_by_anything_but_p2p():
-    _, found = planned("model=mistral_7b model.sliding_window=4096 data.seq_length=32768 parallel.context=2")
+    _, found = planned(
+        "model=mistral_7b model.sliding_window=4096 data.seq_length=32768 data.pack=false parallel.context=2"
+    )
 
     assert {str(each.config.parallel.context_comm) for each in found} == {"all_gather", "a2a"}
 

@@ -1,15 +1,17 @@
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from packaging.version import Version
 
 from nemo_cdt.checkpoint.exported import replacing
 from nemo_cdt.config import Config, Model, save, typed
 from nemo_cdt.utils.user_errors import SeveralError, reported
-from nemo_cdt.validation import check_unused, validate
+from nemo_cdt.validation import check_unused, layout, validate, validate_layout
 from tests.described import write_described
 
 
@@ -77,6 +79,8 @@ REFUSED = {
     "model.rope_scaling.beta_fast=16": "has no effect with model.rope_scaling.rope_type=llama3: remove it",
     "model.rope_scaling.rope_type=yarn model.rope_scaling.beta_slow=40": "below model.rope_scaling.beta_fast=32",
     "data.pack=true parallel.context=2 trainer.devices=2 parallel.context_comm=all_gather": "set parallel.context_comm",
+    "data.packing=sequential": "data.packing=sequential needs data.pack=true",
+    "data.pack=true objective.threshold_scope=row": "set data.packing=sequential, or objective.threshold_scope=document",
     # memory
     "trainer.offload_activations=4": "set trainer.offload_activations=3 or less",
     "trainer.offload_activations=2 trainer.recompute=full": "set trainer.offload_activations=0",
@@ -326,3 +330,12 @@ def test_rows_that_are_all_held_out_are_said_before_anything_heavy_is_imported(t
         validate(run(*rows, "data.validation_samples=4"))
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n' * 5)
     validate(run(*rows, "data.validation_samples=4"))
+
+
+@pytest.mark.parametrize(("version", "refused"), [("2.9.0", True), ("2.11.0", False), (None, False)])
+def test_an_exchange_of_packed_rows_that_the_transformer_engine_here_has_not_is_refused(version, refused, monkeypatch):
+    monkeypatch.setattr(layout, "_transformer_engine", lambda: version and Version(version))
+    config = run("data.pack=true", "parallel.context=2", "trainer.devices=2", "parallel.context_comm=a2a")
+
+    with pytest.raises(ValueError, match=r"from 2\.10 on, and here is 2\.9\.0") if refused else nullcontext():
+        validate_layout(config)
