@@ -24,7 +24,9 @@ class ChunkedMLP(MLP):
     Megatron's own chunking, of that name, is for inference alone.
     """
 
-    def forward(self, hidden_states: Tensor, per_token_scale: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, hidden_states: Tensor, per_token_scale: Tensor | None = None, **of_experts: Any
+    ) -> tuple[Tensor, Tensor | None]:
         if self.config.recompute_granularity != "full":
             return super().forward(hidden_states, per_token_scale)
         assert per_token_scale is None, "a mixture of experts"

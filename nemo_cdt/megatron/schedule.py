@@ -46,7 +46,14 @@ def unscheduled(chunks: list[nn.Module]) -> Iterator[None]:
     ``no_sync_func`` matters most. A schedule within a schedule would leave its ``no_sync`` while the outer one is still
     in it, and the outer one's gradients would be reduced a micro-batch too early.
     """
-    hooks = ("finalize_model_grads_func", "grad_sync_func", "param_sync_func", "no_sync_func", "grad_scale_func")
+    hooks = (
+        "finalize_model_grads_func",
+        "grad_sync_func",
+        "param_sync_func",
+        "no_sync_func",
+        "grad_scale_func",
+        "timers",
+    )
     configs = {id(config): config for config in map(get_model_config, chunks)}.values()
     saved = [(config, hook, getattr(config, hook)) for config in configs for hook in hooks]
     for config, hook, _ in saved:
@@ -61,7 +68,9 @@ def unscheduled(chunks: list[nn.Module]) -> Iterator[None]:
 @contextmanager
 def _gathering(chunk: nn.Module) -> Iterator[None]:
     """With ``overlap_param_gather`` Megatron's forward hooks refuse what is frozen: these do the same without that."""
-    hooked = [m for m in chunk.modules() if isinstance(m, DistributedDataParallel) and m.use_forward_hook]
+    hooked = [
+        m for m in chunk.modules() if isinstance(m, DistributedDataParallel) and m.remove_forward_pre_hook_handles
+    ]
     with ExitStack() as undo:
         for ddp in hooked:
             ddp.disable_forward_pre_hook(param_sync=False)

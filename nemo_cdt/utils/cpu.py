@@ -10,6 +10,7 @@ or a fused CUDA op must be switched off in the model config (:mod:`nemo_cdt.nemo
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from importlib.util import find_spec
 from typing import Any
 from unittest.mock import patch
 
@@ -43,11 +44,16 @@ def cuda_on_cpu() -> Iterator[None]:
         undo.enter_context(patch.object(megatron_random, "_get_cuda_rng_state", _get_rng_state))
         undo.enter_context(patch.object(megatron_random, "_set_cuda_rng_state", _set_rng_state))
         undo.enter_context(_OnCpu())
+        _of_the_front_end(undo)
+        yield
+
+
+def _of_the_front_end(undo: ExitStack) -> None:
+    if find_spec("nemo") is not None:
         from nemo.lightning.io import pl
 
         # It moves what lies on another GPU, and needs an index for that.
         undo.enter_context(patch.object(pl, "_fix_tensors_device", lambda checkpoint: checkpoint))
-        yield
 
 
 class _OnCpu(TorchFunctionMode):

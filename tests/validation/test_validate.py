@@ -80,7 +80,7 @@ REFUSED = {
     "model.rope_scaling.rope_type=yarn model.rope_scaling.beta_slow=40": "below model.rope_scaling.beta_fast=32",
     "data.pack=true parallel.context=2 trainer.devices=2 parallel.context_comm=all_gather": "set parallel.context_comm",
     "data.packing=sequential": "data.packing=sequential needs data.pack=true",
-    "data.pack=true objective.threshold_scope=row": "set data.packing=sequential, or objective.threshold_scope=document",
+    "data.pack=true objective.threshold_scope=row": "set data.packing=sequential, or objective.",
     # memory
     "trainer.offload_activations=4": "set trainer.offload_activations=3 or less",
     "trainer.offload_activations=2 trainer.recompute=full": "set trainer.offload_activations=0",
