@@ -18,8 +18,9 @@ def format_notice(analyzed: AnalyzedModel, samples: Sequence[Sample], tokenizer:
     answer = first.answer.tolist()
     most = min(WRITTEN, len(answer) + WRITTEN // 2)
     written, labelled = (_text(ids, tokenizer) for ids in (greedy(analyzed.model, first.prompt, most), answer))
+    none = f"None of the {len(samples)} answers" if len(samples) > 1 else "No answer"
     return (
-        f"None of the {len(samples)} answers is what greedy decoding writes (to {first.where} it writes {written}, and "
+        f"{none} is what greedy decoding writes (to {first.where} it writes {written}, and "
         f"the answer is {labelled}): what is measured here may be surprise at the format of the answers, and not what "
         "the model makes of the context. Write answers as the model does, or train it on their format first."
     )
