@@ -2,33 +2,33 @@
 
 import argparse
 import shlex
-import signal
 import sys
-import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from nemo_cdt.analysis.measures import RENAMED, Measure
 from nemo_cdt.config.help import KeysHelp
 from nemo_cdt.doctor import INSTALL
-from nemo_cdt.utils.streams import sound_streams
+from nemo_cdt.utils.sigterm import told_by_sigterm
+from nemo_cdt.utils.streams import read_or_silent, sound_streams
 from nemo_cdt.utils.user_errors import fail, reported
 
 ANALYZED_ROWS = """\
 rows of data=jsonl data.path=FILE, one JSON object a line; each is one of
   {"messages": [{"role": "user", "content": "Mary is in the hall. Where is Mary?"},
                 {"role": "assistant", "content": "In the hall."}],
-   "spans": [{"message": 0, "start": 0, "end": 20, "type": "supporting"}]}
+   "spans": [{"message": 0, "start": 0, "end": 20, "type": "supporting"},
+             {"message": 0, "start": 21, "end": 35, "type": "question"}]}
       a chat: start and end are characters of the content of message 0, the first. The answer is the assistant's last
       message, or with "answer": "hall" that part of it.
   {"text": "Mary is in the hall. Where? hall", "answer": "hall",
-   "spans": [{"start": 0, "end": 20, "type": "supporting"}]}
+   "spans": [{"start": 0, "end": 20, "type": "supporting"}, {"start": 21, "end": 27, "type": "question"}]}
       start and end are characters of the text; the answer is where it occurs last.
   {"input_ids": [5, 6, 7], "labels": [-100, -100, 7], "token_types": ["supporting", "question", "answer"]}
-  types: irrelevant (what has no span), supporting, interference, low_frequency, question, answer
+  types: irrelevant (what has no span: a chat's template too), supporting, interference, low_frequency, question, answer
 """
 
 OF_NEMO = ("nemo", "nemo_run", "lightning")
@@ -40,9 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else [*arguments]
     if words[:1] == ["train"]:
         return _train(words[1:])  # before argparse, which would take Hydra's flags for its own
-    parsed = _parser().parse_args(words)
-    with reported(), _ended_in_order():
+    with reported(), told_by_sigterm(), read_or_silent():
         try:
+            parsed = _parser().parse_args(words)
             return parsed.verb(parsed)
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] not in OF_NEMO:
@@ -51,23 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
-
-
-@contextmanager
-def _ended_in_order() -> Iterator[None]:
-    """SIGTERM ends a verb as Ctrl-C does, so that what it has half written is removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def on_signal(signum: int, _frame: object) -> None:
-        raise SystemExit(128 + signum)
-
-    before = signal.signal(signal.SIGTERM, on_signal)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -137,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=ANALYZED_ROWS,
     )
     analyze.add_argument("-h", "--help", action=KeysHelp, nargs=0, const=_analyze_keys, help="show this")
-    analyze.add_argument("measure", metavar="NAME", choices=[*map(str, Measure), *RENAMED], help=", ".join(Measure))
+    analyze.add_argument("measure", metavar="NAME", type=_measure, help=", ".join(Measure))
     analyze.add_argument(
         "overrides",
         nargs="*",
@@ -157,6 +141,14 @@ def _parser() -> argparse.ArgumentParser:
         if name == "logs":
             verb.add_argument("-f", "--follow", action="store_true", help="until the job ends")
     return parser
+
+
+def _measure(name: str) -> str:
+    if name in RENAMED or name in [*Measure]:
+        return name
+    near = get_close_matches(name, [*Measure], n=1)
+    there = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(Measure)}"
+    raise argparse.ArgumentTypeError(f"there is no analysis {name}: {there}")
 
 
 def _train(words: Sequence[str]) -> int:

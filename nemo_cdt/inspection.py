@@ -67,6 +67,8 @@ def inspect(data: str, overrides: Sequence[str], *, coloured: bool) -> Iterator[
     require_there(data)
     asked = _read(overrides)
     documents, tokenizer = _load(data, asked)
+    if asked.tokenizer is None and not Path(data).is_dir():
+        yield _bold("no tokenizer is named, so that tokens are bytes: set tokenizer=DIR for those of a model", coloured)
     for number in asked.rows:
         yield from _row(number, _members(documents, number, data, asked), tokenizer, asked, coloured)
 

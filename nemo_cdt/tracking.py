@@ -9,6 +9,7 @@ from nemo_cdt.checkpoint.run_id import made_run_id, run_id
 from nemo_cdt.config import Config
 from nemo_cdt.utils.atomic_write import atomic_write
 from nemo_cdt.utils.reading import read_yaml
+from nemo_cdt.utils.user_errors import first_line
 from nemo_cdt.validation.loggers import mlflow_in_output
 
 IDS = "loggers.yaml"
@@ -60,8 +61,7 @@ def send_report(config: Config, report: Path) -> None:
             try:
                 send(config, ids[name], report)
             except Exception as error:  # of the network, of a server
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                logger.warning("%s did not take %s: %s", name, report, reason)
+                logger.warning("%s did not take %s: %s", name, report, first_line(error))
 
 
 def _to_wandb(config: Config, run_id: str, report: Path) -> None:

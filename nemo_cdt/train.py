@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_cdt.config import Config, typed
-from nemo_cdt.config.compose import TINY, conf_dir, register, shown, words_of
+from nemo_cdt.config.compose import TINY, conf_dir, mistakes, register, shown, words_of
 from nemo_cdt.config.errors import explain
 from nemo_cdt.config.init import with_model_of_init
 from nemo_cdt.fetch import fetch
@@ -26,7 +26,7 @@ from nemo_cdt.launch import launch
 from nemo_cdt.launch.jobs import require_idle
 from nemo_cdt.launch.site import site_file, with_site
 from nemo_cdt.utils.atomic_write import real
-from nemo_cdt.utils.streams import sound_streams
+from nemo_cdt.utils.streams import read_or_silent, sound_streams
 from nemo_cdt.utils.user_errors import fail, reported
 from nemo_cdt.validation import validate
 
@@ -63,15 +63,12 @@ def main(arguments: Sequence[str], program: str) -> None:
     try:
         with (
             reported(files=False),
+            read_or_silent() if args.help or args.hydra_help or args.cfg or args.info else nullcontext(),
             shown(args.overrides) if args.cfg and not whole else nullcontext(args.overrides) as args.overrides,
         ):
             _run_hydra(args, parser, lambda composed: _train(composed, args), str(conf_dir()), "config")
     except (HydraException, OmegaConfBaseException) as error:
-        fail(explain(error))
-    except BrokenPipeError:
-        if not (args.help or args.hydra_help or args.cfg or args.info):
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails once more when it ends
+        fail(*([explain(error)] if whole else mistakes(error, args.overrides)))
 
 
 def with_model_of_demo(words: Sequence[str]) -> list[str]:

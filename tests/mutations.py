@@ -260,6 +260,7 @@ def padding_is_tokens() -> None:
 
 
 def nan_is_a_number() -> None:
-    from nemo_cdt.nemo.saving import TrainingLoop
+    from nemo_cdt.nemo import saving
 
-    TrainingLoop._not_finite = lambda loop: []
+    saving.TrainingLoop._not_finite = lambda loop: []
+    saving.norm_of_weights = lambda trainer: 0.0

@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from nemo_cdt.cli import main
 from nemo_cdt.config import walk
 from nemo_cdt.config.help import described
 from nemo_cdt.prepare.settings import Prepare
+from nemo_cdt.utils.streams import read_or_silent
 
 HEAVY = {"torch", "nemo", "megatron", "transformers", "nemo_run"}
 
@@ -93,3 +95,31 @@ def test_what_needs_nemo_is_one_line_where_nemo_is_not_installed(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: this needs NeMo, which is not installed (No module named 'nemo')")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", ["plan cluster.gpus=8", "inspect multihop tokens=null", "--help"])
+def test_a_verb_that_nobody_reads_to_its_end_says_nothing_of_that(words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "import sys; from nemo_cdt.cli import main; sys.exit(main())"
+    command = [sys.executable, "-W", "ignore", "-c", code, *words.split()]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_end_of_another_pipe_is_an_error():
+    with pytest.raises(BrokenPipeError), read_or_silent():
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("detektion", "did you mean detection?"), ("xyz", "choose one of ig, fr, ")]
+)
+def test_an_analysis_that_is_mistyped_is_told_what_there_is_by_its_name_of_now(capsys, name, said):
+    with pytest.raises(SystemExit) as exit:
+        main(["analyze", name])
+
+    assert exit.value.code == 2
+    assert f"there is no analysis {name}: {said}" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,15 @@ def rows(tmp_path):
 
 
 def shown(data, *overrides, coloured=False):
-    return "\n".join(inspect(str(data), overrides, coloured=coloured))
+    named = () if Path(data).is_dir() else ("tokenizer=byte",)
+    return "\n".join(inspect(str(data), [*named, *overrides], coloured=coloured))
+
+
+def test_without_a_tokenizer_it_is_said_that_tokens_are_bytes(rows):
+    first, *lines = inspect(str(rows), [], coloured=False)
+
+    assert first == "no tokenizer is named, so that tokens are bytes: set tokenizer=DIR for those of a model"
+    assert lines == shown(rows).splitlines()
 
 
 def test_a_row_shows_its_counts_its_tokens_and_what_is_labelled(rows):

@@ -1,11 +1,16 @@
 """The recipe as a user starts it: a process, its exit code, its lines."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from nemo_cdt.config.compose import compose
+from nemo_cdt.data.tokenizer import load_tokenizer
+from tests.llama import random_hugging_face
 
 RECIPE = Path(__file__).parents[1] / "recipes/cdt_llama31.py"
 VERB = [sys.executable, "-c", "import sys; from nemo_cdt.cli import main; sys.exit(main())", "train"]
@@ -38,6 +43,16 @@ def test_a_mistake_is_one_line_and_exit_code_2_and_leaves_nothing(tmp_path, argu
     assert done.stderr.startswith(expected)
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_each_mistake_is_a_line():
+    done = recipe("trainer.max_step=5", "optim.lrr=1")
+
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: unknown key trainer.max_step: did you mean trainer.max_steps?\n"
+        "error: unknown key optim.lrr: did you mean optim.lr?\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,6 +137,20 @@ def test_a_start_that_finds_a_mistake_leaves_its_output_free(tmp_path):
 
     assert (done.returncode, done.stderr.splitlines()[-1][:45]) == (2, "error: data.seq_length=512 is too short for t")
     assert not (tmp_path / "runs/tiny").exists()
+
+
+def test_a_row_that_is_found_to_be_too_long_when_it_is_read_leaves_no_trace_of_the_start(tmp_path):
+    random_hugging_face(compose(["experiment=tiny"]).model, 262).save_pretrained(tmp_path / "model")
+    load_tokenizer("byte").save_pretrained(tmp_path / "model")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "too long " * 100}) + "\n")
+    words = ["init.hf=model", "data=jsonl", "data.path=rows.jsonl", "data.seq_length=64", "output=out"]
+    few = ["trainer.val_interval=0", "trainer.global_batch_size=1", "trainer.max_steps=1", "trainer.accelerator=cpu"]
+
+    done = recipe(*words, *few)
+
+    assert done.returncode == 2
+    assert "error: rows.jsonl:1: 900 tokens are more than data.seq_length + 1 = 65" in done.stderr
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.name != ".lock"]
 
 
 def test_a_copied_run_does_not_go_on_in_the_folder_that_it_is_a_copy_of(tmp_path):

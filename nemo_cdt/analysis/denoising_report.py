@@ -172,8 +172,7 @@ def breaks_at(by_strength: dict[float, Summary]) -> float | None:
 def _change(ratio: Estimate) -> str:
     if ratio.count == 0:
         return "—"
-    mean, low, high = (100 * (value - 1) for value in (ratio.mean, ratio.low, ratio.high))
-    return f"{mean:+.2g} %" + (f" [{low:+.2g}, {high:+.2g}]" if ratio.count > 1 else "")
+    return f"{100 * (ratio.mean - 1):+.2g} % {ratio.interval('+.2g', 100, -100)}"
 
 
 def _strength(strength: float | None) -> str:

@@ -31,7 +31,7 @@ class Detected:
 
     top: share of each type among the k tokens that score highest, for LongPPL among its key tokens.
     precision, recall: of critical tokens among those detected: score at or above its mean over the sequence (Eq. 2),
-    for LongPPL its key tokens.  auc: of the score, for LongPPL what the long context adds.
+    for LongPPL its key tokens.  auc: of the score, for LongPPL what the long context adds, nan without a key token.
     """
 
     top: dict[TokenType, float]
@@ -56,7 +56,7 @@ def detected(score_N: np.ndarray, types_N: np.ndarray, top_k: int, key_N: np.nda
         top={type: _share(types_N[top_N] == type) for type in CONTEXT},
         precision=_share(critical_N[found_N]),
         recall=_share(found_N[critical_N]),
-        auc=auc(score_N[context_N], critical_N[context_N]),
+        auc=auc(score_N[context_N], critical_N[context_N]) if key_N is None or key_N.any() else np.nan,
     )
 
 
@@ -104,14 +104,16 @@ def detection(observations: Sequence[Observation], keys: Sequence[KeyTokens] | N
                 quality, key=lambda name: -1 if np.isnan(quality[name]["auc"].mean) else quality[name]["auc"].mean
             )
             result.headline = [
-                (f"{quality[name]['auc'].mean:.3f}", f"AUC of {METHODS[name]}{', the best' if name == best else ''}")
+                (f"{one.mean:.3f}", f"AUC of {METHODS[name]}{', the best' if name == best else ''}")
+                if (one := quality[name]["auc"]).count
+                else ("—", f"AUC of {METHODS[name]}: no key token" if name == "longppl" else f"AUC of {METHODS[name]}")
                 for name in quality
             ]
     result.numbers["base_rate"] = {type.name: one.json() for type, one in base.items()}
     if empty := sum(not key.key_N.any() for key in keys or ()):
         result.notices.append(
-            f"LongPPL found no key token in {empty} of {len(known)} samples; they are left out of its shares and "
-            "precision."
+            f"LongPPL found no key token in {empty} of {len(known)} samples; they are left out of its shares, "
+            "precision and AUC."
         )
     return result
 
@@ -140,7 +142,8 @@ def _top_table(
     rows = [[METHODS[name], *(str(by_type[type]) for type in CONTEXT)] for name, by_type in top.items()]
     return Table(
         title=f"What the top {top_k} are{named}",
-        caption=f"Share of each type among the tokens found, mean over {count} samples. The last row is the base rate.",
+        caption=f"Share of each type among the tokens found, mean over {count} sample{'s' * (count > 1)}. The last row "
+        "is the base rate.",
         header=["method", *(TYPE_NAMES[type] for type in CONTEXT)],
         rows=[*rows, [BASE, *(str(base[type]) for type in CONTEXT)]],
     )

@@ -7,11 +7,13 @@ import numpy as np
 from scipy import stats
 
 RESAMPLES, SEED, CHUNK = 2000, 0, 1 << 22
+ENOUGH = 3
+"""Samples that have an interval: that of two would be the two."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Estimate:
-    """A mean over ``count`` samples, and its 95 % bootstrap interval over them; nan where there are none."""
+    """A mean over ``count`` samples, and its 95 % bootstrap interval over them; nan where there are too few."""
 
     mean: float
     low: float
@@ -21,8 +23,13 @@ class Estimate:
     def __str__(self) -> str:
         if self.count == 0:
             return "—"
-        interval = f" [{self.low:.3g}, {self.high:.3g}]" if self.count > 1 else ""
-        return f"{self.mean:.3g}{interval}"
+        return f"{self.mean:.3g} {self.interval('.3g')}"
+
+    def interval(self, spec: str, scale: float = 1, shift: float = 0) -> str:
+        """Of ``scale * value + shift``, or over how many samples the mean is."""
+        if np.isnan(self.low):
+            return f"(n={self.count})"
+        return f"[{scale * self.low + shift:{spec}}, {scale * self.high + shift:{spec}}]"
 
     def percent(self) -> str:
         """The mean as a percentage."""
@@ -39,7 +46,7 @@ def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
     known = known[~np.isnan(known)]
     if len(known) == 0:
         return Estimate(mean=np.nan, low=np.nan, high=np.nan, count=0)
-    low, high = bootstrap(known, RESAMPLES, SEED)
+    low, high = bootstrap(known, RESAMPLES, SEED) if len(known) >= ENOUGH else (np.nan, np.nan)
     return Estimate(mean=float(known.mean()), low=low, high=high, count=len(known))
 
 

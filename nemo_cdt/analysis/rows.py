@@ -1,6 +1,5 @@
 """Rows of a file that is analysed: texts, chats or tokens, with the parts whose type is known."""
 
-import re
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -10,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from nemo_cdt.data.documents import IGNORE, Document, TokenType
 from nemo_cdt.data.jsonl import check_messages, integers, is_text, require_own_labels
-from nemo_cdt.data.templates import rendered
+from nemo_cdt.data.templates import placed
 from nemo_cdt.data.tokenizer import encode
 
 
@@ -109,35 +108,15 @@ def _of_chat(row: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> Documen
     spans, answering, start, end = _chat(row)
     messages = row["messages"]
     check_messages(tokenizer, messages)
-    text, _ = rendered(tokenizer, messages)
-    at = _written_at(text, messages, tokenizer)
+    text, _, at = placed(tokenizer, messages)
+    if len(at) < len(messages):
+        raise ValueError(
+            f"the tokenizer's chat template does not write message {len(at)} as it stands, so its 'spans' cannot "
+            "be placed: give the row 'text', as the template writes it"
+        )
     for span in spans:
         span.start, span.end = span.start + at[span.message], span.end + at[span.message]
     return _typed(tokenizer, text, spans, start + at[answering], end + at[answering], special=False)
-
-
-def _written_at(text: str, messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """Where in a rendered chat the content of each message begins, the blanks that a template cuts off included.
-
-    What stands around them is seen where other contents, which occur nowhere else, stand in their place.
-    """
-    marked, _ = rendered(tokenizer, [{**m, "content": f"\ue000{number}\ue001"} for number, m in enumerate(messages)])
-    around = re.split("\ue000(\\d+)\ue001", marked)
-    begins, position = [], len(around[0])
-    known = around[1::2] == [str(number) for number in range(len(messages))] and text.startswith(around[0])
-    for message, behind in zip(messages, around[2::2], strict=False):
-        contents = (message["content"], message["content"].strip())
-        written = next((one for one in contents if text.startswith(one + behind, position)), None)
-        if not known or written is None:
-            break
-        begins.append(position - message["content"].index(written))
-        position += len(written) + len(behind)
-    if len(begins) < len(messages) or position != len(text):
-        raise ValueError(
-            f"the tokenizer's chat template does not write message {len(begins)} as it stands, so its 'spans' cannot "
-            "be placed: give the row 'text', as the template writes it"
-        )
-    return begins
 
 
 def _typed(

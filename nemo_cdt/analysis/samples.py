@@ -12,7 +12,7 @@ from nemo_cdt.analysis import rows
 from nemo_cdt.analysis.settings import Samples, Source
 from nemo_cdt.data.documents import IGNORE, Document, TokenType
 from nemo_cdt.data.jsonl import parse
-from nemo_cdt.data.multihop import MultihopDocuments
+from nemo_cdt.data.multihop import MultihopDocuments, MultihopSample
 from nemo_cdt.utils.reading import blamed_on, read_lines
 
 CONTEXT = [TokenType.supporting, TokenType.interference, TokenType.irrelevant, TokenType.low_frequency]
@@ -38,6 +38,11 @@ class Sample:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    @property
+    def prompt(self) -> list[int]:
+        """The tokens before the answer."""
+        return self.input_ids[: self.rows[0] + 1].tolist()
+
     def of(self, *types: TokenType) -> np.ndarray:
         """bool [N]."""
         return np.isin(self.types, types)
@@ -58,6 +63,13 @@ def load_samples(
         raise ValueError(
             "the model's folder has no tokenizer: set tokenizer=DIR, or tokenizer=byte for a model of bytes"
         )
+    return [sample for _, sample in generated(settings, tokenizer, vocab_size, seed)]
+
+
+def generated(
+    settings: Samples, tokenizer: PreTrainedTokenizerFast, vocab_size: int, seed: int
+) -> list[tuple[MultihopSample, Sample]]:
+    """``settings.samples`` questions of ``multihop``, each as text and as a model is fed it."""
     documents = MultihopDocuments(
         tokenizer,
         seq_length=settings.seq_length,
@@ -69,7 +81,8 @@ def load_samples(
     )
     special = tokenizer.all_special_ids
     return [
-        as_sample(_without(special, documents[index]), f"sample {index}", vocab_size) for index in range(len(documents))
+        (text, as_sample(_without(special, document), f"sample {index}", vocab_size))
+        for index, (text, document) in enumerate(map(documents.drawn, range(len(documents))))
     ]
 
 

@@ -7,20 +7,19 @@ right, and what is written. All of it goes into ``OUTPUT/study.json``.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
-from nemo_cdt.analysis.analyzed_model import choose_device, load
+from nemo_cdt.analysis.analyzed_model import AnalyzedModel, choose_device, load
 from nemo_cdt.analysis.detection import METHODS, detection
 from nemo_cdt.analysis.observe import observe_all, shown
-from nemo_cdt.analysis.samples import CRITICAL, Sample, load_samples
+from nemo_cdt.analysis.samples import CRITICAL, Sample, generated
 from nemo_cdt.analysis.settings import Samples, Settings
 from nemo_cdt.config import Config, Precision
-from nemo_cdt.data.multihop import MultihopDocuments
 from nemo_cdt.data.tokenizer import load_tokenizer
-from nemo_cdt.evaluation.answers import is_right
+from nemo_cdt.evaluation.answers import greedy, is_right
 from nemo_cdt.evaluation.model import read_config, read_model
 from nemo_cdt.report.study import STUDY
 from nemo_cdt.utils.atomic_write import atomic_write
@@ -36,13 +35,30 @@ def study(config: Config) -> None:
     assert config.export.hf is not None
     before, after = Path(config.init.hf), Path(config.export.hf)
     tokenizer = load_tokenizer(config.model.tokenizer or config.init.hf)
-    found: dict[str, Any] = {
+    read, validated = read_config(before), config.data.validation_samples
+    questions = generated(
+        _asked(config, max(config.study.samples, validated)), tokenizer, read.vocab_size, config.trainer.seed
+    )
+    samples = [sample for _, sample in questions]
+    analyzed = load(before, read, Precision.fp32, choose_device(config.trainer.accelerator))
+    print(f"which method finds the facts, by {before} on {config.study.samples} questions", flush=True)
+    found = {
         "samples": config.study.samples,
         "top_k": Settings().top_k,
-        **_detection(config, before, tokenizer),
+        **_detection(analyzed, samples[: config.study.samples]),
     }
-    found["answers"], found["written"] = _answers(config, before, after, tokenizer)
-    atomic_write(Path(config.output, STUDY), json.dumps(found, indent=1))
+    model = analyzed.model
+    model.gradient_checkpointing_disable()  # nothing is trained from here on, and what is written is cached
+    right: dict[str, list[bool]] = {}
+    written = [{"question": text.question, "answer": text.answer} for text, _ in questions[: min(WRITTEN, validated)]]
+    for name, folder in (("before", before), ("after", after)):
+        print(f"right answers {name} training, by {folder}", flush=True)
+        if folder is after:
+            model = read_model(folder, read_config(folder), Precision.fp32).to(model.device).eval()
+        right[name] = right_answers(model, samples[:validated])
+        for row, sample in zip(written, samples, strict=False):
+            row[name] = tokenizer.decode(greedy(model, sample.prompt, NEW_TOKENS), skip_special_tokens=True)
+    atomic_write(Path(config.output, STUDY), json.dumps({**found, "answers": right, "written": written}, indent=1))
 
 
 def _asked(config: Config, samples: int) -> Samples:
@@ -51,48 +67,12 @@ def _asked(config: Config, samples: int) -> Samples:
     return Samples(samples=samples, seq_length=length, path=config.data.path, **config.data.questions())
 
 
-def _detection(config: Config, folder: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    read = read_config(folder)
-    samples = load_samples(_asked(config, config.study.samples), tokenizer, read.vocab_size, config.trainer.seed)
-    print(f"which method finds the facts, by {folder} on {len(samples)} questions", flush=True)
-    analyzed = load(folder, read, Precision.fp32, choose_device(config.trainer.accelerator))
+def _detection(analyzed: AnalyzedModel, samples: list[Sample]) -> dict[str, Any]:
     result = detection(observe_all(analyzed, samples, Settings().top_k), None, Settings().top_k)
     base = result.numbers["base_rate"]
     shares = {type.name: base[type.name]["mean"] for type in CRITICAL}
     methods = {METHODS[name]: found for name, found in result.numbers["all"].items()}
     return {"methods": methods, "base": shares, "blind": sum(shares.values())}
-
-
-def _answers(
-    config: Config, before: Path, after: Path, tokenizer: PreTrainedTokenizerFast
-) -> tuple[dict[str, list[bool]], list[dict[str, str]]]:
-    asked = _asked(config, config.data.validation_samples)
-    right: dict[str, list[bool]] = {}
-    questions = _texts(asked, tokenizer, config.trainer.seed)
-    written = [{"question": question, "answer": answer} for question, answer in questions]
-    for name, folder in (("before", before), ("after", after)):
-        read = read_config(folder)
-        samples = load_samples(asked, tokenizer, read.vocab_size, config.trainer.seed)
-        print(f"right answers {name} training, by {folder}", flush=True)
-        model = read_model(folder, read, Precision.fp32).to(choose_device(config.trainer.accelerator)).eval()
-        right[name] = right_answers(model, samples)
-        for row, sample in zip(written, samples, strict=False):
-            row[name] = goes_on(model, sample, tokenizer)
-    return right, written
-
-
-def _texts(asked: Samples, tokenizer: PreTrainedTokenizerFast, seed: int) -> list[tuple[str, str]]:
-    documents = MultihopDocuments(
-        tokenizer,
-        seq_length=asked.seq_length,
-        seed=seed,
-        size=min(WRITTEN, asked.samples),
-        haystack=asked.path,
-        split="validation",
-        **asked.questions(),
-    )
-    drawn = map(documents.sample, range(len(documents)))
-    return [(sample.question, sample.answer) for sample in drawn]
 
 
 @torch.no_grad()
@@ -106,12 +86,3 @@ def right_answers(model: PreTrainedModel, samples: Sequence[Sample]) -> list[boo
         logits = model(ids[None], logits_to_keep=rows, use_cache=False).logits[0].float()
         right.append(bool(is_right(logits, answer)))
     return right
-
-
-@torch.no_grad()
-def goes_on(model: PreTrainedModel, sample: Sample, tokenizer: PreTrainedTokenizerFast) -> str:
-    """What the model writes where the answer belongs, greedily."""
-    prompt = torch.as_tensor(sample.input_ids[: sample.rows[0] + 1], device=model.device)[None]
-    how = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": tokenizer.eos_token_id}
-    written = cast(Any, model).generate(prompt, attention_mask=torch.ones_like(prompt), **how)
-    return tokenizer.decode(written[0, prompt.shape[1] :], skip_special_tokens=True)

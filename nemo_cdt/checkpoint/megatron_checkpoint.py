@@ -21,6 +21,7 @@ from nemo_cdt.checkpoint.weights import Shape, megatron_shapes, require
 from nemo_cdt.config import Model, nemo_context
 from nemo_cdt.config.architecture import require_possible
 from nemo_cdt.utils.reading import blamed_on
+from nemo_cdt.utils.user_errors import first_line
 
 PREFIX = "module."
 EMBEDDING = "embedding.word_embeddings.weight"
@@ -65,7 +66,7 @@ def read_tensors(checkpoint: Path) -> dict[str, Tensor]:
         try:
             dcp.load(named, storage_reader=Reader(checkpoint / "weights"), no_dist=True)
         except (CheckpointException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError((str(error).strip().splitlines() or [type(error).__name__])[0]) from error
+            raise ValueError(first_line(error)) from error
     return stacked
 
 

@@ -32,6 +32,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, TensorStorageMetadata
 
 from nemo_cdt.utils.reading import FileError, blamed_on, read_bytes, read_json
+from nemo_cdt.utils.user_errors import first_line
 
 METADATA, COMMON = ".metadata", "common.pt"
 FORMAT = {"sharded_backend": "torch_dist", "common_backend": "torch"}
@@ -197,8 +198,7 @@ def _refusals() -> Iterator[None]:
         text = str(error) if str(error).startswith("it ") else refusal(named[1]) if named else "its pickle is damaged"
         raise ValueError(text) from error
     except (RuntimeError, EOFError, OSError, ImportError, AssertionError, struct.error, zipfile.BadZipFile) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"it is cut off or damaged: {first[:160]}") from error
+        raise ValueError(f"it is cut off or damaged: {first_line(error)[:160]}") from error
 
 
 class Reader(dcp.FileSystemReader):

@@ -1,7 +1,7 @@
 """The one way from overrides to a typed configuration. All of them are in Hydra's grammar."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,12 +12,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from nemo_cdt.config.errors import explain
+from nemo_cdt.config.errors import explain_all
 from nemo_cdt.config.files import typed
 from nemo_cdt.config.init import of_init, settled, with_model_of_init
 from nemo_cdt.config.objective import overrides_with_new_names
 from nemo_cdt.config.schema import Config
 from nemo_cdt.objectives.registry import foreign_settings
+from nemo_cdt.utils.user_errors import SeveralError
 
 S = TypeVar("S")
 PACKAGE = Path(__file__).parents[1]
@@ -61,8 +62,11 @@ def compose(overrides: Sequence[str], schema: type[S] = Config) -> S:  # type: i
     """
     register(schema)
     try:
-        with _one_line(schema), hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            words = words_of(overrides)
+        words = words_of(overrides)
+        with (
+            hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"),
+            _a_line_each(schema, words, _composed),
+        ):
             composed, choice = _composed(words)
             return typed(with_model_of_init(composed, words, choice, lambda again: _composed(again)[0]), schema)
     finally:
@@ -73,13 +77,17 @@ def words_of(overrides: Sequence[str], *, whole: bool = False) -> list[str]:
     """What Hydra gets of a command line: keys by their names of now; ``tiny``, where it names no model and no data.
 
     ``whole``: the primary configuration is the user's own, which has no default. Raises ValueError for ``GROUP=null``,
-    of which Hydra makes a traceback.
+    of which Hydra makes a traceback, and for a list that has an option twice, which it passes over.
     """
     own = r"[+~]{0,2}(experiment|model|data|init|init\.\w+|data\.(path|validation_path))(=|@|$)"
     overrides = at_home(overrides)
     for group in groups():
         if f"{group}=null" in overrides:
             raise ValueError(f"{group}=null is no option: choose {group}={'|'.join(options(group))}, or leave it out")
+        for listed in (word for word in overrides if re.fullmatch(rf"{group}=\[.*\]", word)):
+            names = [name.strip() for name in listed[len(group) + 2 : -1].split(",")]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"{listed} has {twice[0]} more than once: leave one out")
     default = [] if whole or any(re.match(own, override) for override in overrides) else [f"experiment={TINY}"]
     return [*default, *overrides_with_new_names(overrides)]
 
@@ -92,10 +100,19 @@ def at_home(overrides: Sequence[str]) -> list[str]:
 @contextmanager
 def shown(words: Sequence[str]) -> Iterator[list[str]]:
     """Words with which Hydra alone composes the model of ``init``, for as long as the block lasts."""
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        composed, choice = _composed(words)
+    composed, choice = _again(words)
     with settled(*of_init(composed), words, choice) as now:
         yield now
+
+
+def mistakes(error: HydraException | OmegaConfBaseException, words: Sequence[str]) -> list[str]:
+    """A line for each of the ``words`` that Hydra cannot compose. ``error``: what it said of the first."""
+    return explain_all(error, words, _again)
+
+
+def _again(words: Sequence[str]) -> tuple[DictConfig, str | None]:
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return _composed(words)
 
 
 def _composed(words: Sequence[str]) -> tuple[DictConfig, str | None]:
@@ -123,8 +140,13 @@ def compose_settings(schema: type[S], overrides: Sequence[str], option: str | No
     group, _, name = (option or "").partition("/")
     begin = hydra.initialize_config_dir(str(conf_dir()), version_base="1.3") if option else _without_conf()
     values = [f"+{group}@_global_={name}"] if option else []
-    with _one_line(schema), begin:
-        return typed(hydra.compose("settings", [*values, *at_home(overrides)]), schema)
+
+    def composed(words: Sequence[str]) -> DictConfig:
+        return hydra.compose("settings", [*values, *words])
+
+    words = at_home(overrides)
+    with begin, _a_line_each(schema, words, composed):
+        return typed(composed(words), schema)
 
 
 def _without_conf() -> Any:
@@ -132,8 +154,8 @@ def _without_conf() -> Any:
 
 
 @contextmanager
-def _one_line(schema: type[Any]) -> Iterator[None]:
+def _a_line_each(schema: type[Any], words: Sequence[str], again: Callable[[list[str]], object]) -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(explain(error, schema())) from error
+        raise SeveralError(explain_all(error, words, again, schema())) from error

@@ -1,5 +1,7 @@
 """Hydra's and OmegaConf's errors in one line that names the key, the value and what there is instead."""
 
+import re
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -12,6 +14,35 @@ from nemo_cdt.objectives.registry import holders, objective_class
 
 GROUPS_WITHOUT_KEYS = ["experiment"]
 QUOTED = """a value with spaces or signs is quoted for the shell and for Hydra, as 'data.path="my rows.jsonl"'"""
+
+
+def explain_all(
+    error: HydraException | OmegaConfBaseException,
+    words: Sequence[str],
+    again: Callable[[list[str]], object],
+    schema: Any = None,
+) -> list[str]:
+    """A line for each of ``words`` that is mistyped. Hydra stops at the first: ``again`` composes the others."""
+    lines, left = [explain(error, schema)], [*words]
+    while wrong := [word for word in left if _is_of(error, word)]:
+        left = [word for word in left if word not in wrong]
+        try:
+            again(left)
+        except (HydraException, OmegaConfBaseException) as another:
+            error = another
+            if any(_is_of(error, word) for word in left):
+                lines.append(explain(error, schema))
+        else:
+            break
+    return lines
+
+
+def _is_of(error: BaseException, word: str) -> bool:
+    """Whether an override is that of the key which the error names."""
+    given, cause = word.lstrip("+~").partition("=")[0], error.__cause__
+    key = str((cause if isinstance(cause, OmegaConfBaseException) else error).__dict__.get("full_key") or "")
+    short, long = sorted((given, key), key=len)
+    return bool(key) and re.match(rf"{re.escape(short)}([.\[]|$)", long) is not None
 
 
 def explain(error: HydraException | OmegaConfBaseException, schema: Any = None) -> str:

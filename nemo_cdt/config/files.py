@@ -11,6 +11,7 @@ from nemo_cdt.config.objective import of_earlier_version, settings_class, with_n
 from nemo_cdt.config.schema import Config, Packing
 from nemo_cdt.utils.atomic_write import atomic_write
 from nemo_cdt.utils.reading import blamed_on, read_yaml
+from nemo_cdt.utils.user_errors import first_line
 
 S = TypeVar("S")
 
@@ -43,7 +44,7 @@ def load(path: str | Path) -> Config:
         try:
             return typed(OmegaConf.create(_literally(found)))
         except OmegaConfBaseException as error:
-            raise ValueError(str(error).splitlines()[0]) from error
+            raise ValueError(first_line(error)) from error
 
 
 def _literally(value: Any) -> Any:

@@ -50,6 +50,8 @@ def _of(*launchers: LauncherName, default: Any = None, factory: Any = None) -> A
 
 SQUASHED = (".sqsh", ".sqfs", ".squashfs")
 """What a container's image is called where it is a file, as enroot makes it."""
+PLACEHOLDER = "SET_LAUNCHER_"
+"""And the key's name, in a script that is only shown: in place of a value that is missing. It is no value itself."""
 SLURM, KUBERNETES = LauncherName.slurm, LauncherName.kubernetes
 CLUSTERS = (SLURM, KUBERNETES)
 

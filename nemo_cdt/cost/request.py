@@ -1,6 +1,7 @@
 """What ``nemo-cdt plan`` was asked: overrides as of the recipe, and a cluster."""
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,11 @@ def read(arguments: Sequence[str]) -> Request:
         of_init = any(argument.startswith("init.") for argument in arguments) and "model" not in values
         kept = [EXPERIMENT, *(["model=init"] if of_init else []), *kept]
     config = compose_planned([f"+cluster={gpu}", *kept])
+    most = config.model.max_positions
+    if config.data.seq_length > most and not {"experiment", "data.seq_length"} & values.keys():
+        print(f"note: no data.seq_length is named, so it is {most}, the positions of the model", file=sys.stderr)
+        kept.append(f"data.seq_length={most}")
+        config = compose_planned([f"+cluster={gpu}", *kept])
     _check(config, output)
     return Request(
         config=config,

@@ -9,7 +9,7 @@ from nemo_cdt.config import FP8, Config, DataName
 from nemo_cdt.config.launcher import LauncherName
 from nemo_cdt.cost import flops
 from nemo_cdt.cost.cluster import Cluster
-from nemo_cdt.cost.memory import GIB
+from nemo_cdt.cost.memory import GIB, checkpoint_bytes
 from nemo_cdt.cost.plan import Plan
 from nemo_cdt.cost.request import Request
 from nemo_cdt.cost.steptime import mfu, own_cost, tokens_per_second
@@ -84,6 +84,7 @@ def table(plans: list[Plan], request: Request) -> str:
             LEGEND,
             f"{len(plans)} plans fit, shown is the fastest of each TP, CP and PP: {rest}.",
             *([f"In the first, {plans[0].why}."] if _denoises(config) else []),
+            *([] if config.lora.rank else [_on_disk(config)]),
             *(
                 [f"Of bf16: trainer.fp8={config.trainer.fp8} is not in them."]
                 if config.trainer.fp8 is not FP8.none
@@ -93,6 +94,11 @@ def table(plans: list[Plan], request: Request) -> str:
             f"nemo-cdt train {shlex.join(command(plans[0], request))}",
         ]
     )
+
+
+def _on_disk(config: Config) -> str:
+    whole, weights = (checkpoint_bytes(config, optimizer=optimizer) / GIB for optimizer in (True, False))
+    return f"A checkpoint has {whole:,.1f} GiB on disk, the exported model {weights:,.1f}."
 
 
 def command(plan: Plan, request: Request) -> list[str]:

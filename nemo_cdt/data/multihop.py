@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from nemo_cdt.data.documents import IGNORE, Document, TokenType
 from nemo_cdt.data.haystack import load_haystack
 from nemo_cdt.data.stories import PLACES, WORDS, Story, longest_facts, pick, questions, tell, tell_needle
-from nemo_cdt.data.templates import rendered
+from nemo_cdt.data.templates import placed
 from nemo_cdt.data.tokenizer import encode
 
 EMOJIS = [chr(code) for code in range(0x1F400, 0x1F43F)]
@@ -125,8 +125,12 @@ class MultihopDocuments:
         return self._size
 
     def __getitem__(self, index: int) -> Document:
-        _, ids, types = self._draw(index)
-        return Document(input_ids=ids, labels=np.where(types == TokenType.answer, ids, IGNORE), types=types)
+        return self.drawn(index)[1]
+
+    def drawn(self, index: int) -> tuple[MultihopSample, Document]:
+        """The document at ``index``, as text too."""
+        sample, ids, types = self._draw(index)
+        return sample, Document(input_ids=ids, labels=np.where(types == TokenType.answer, ids, IGNORE), types=types)
 
     def length(self, index: int) -> int:
         """Generates the document: only its tokens tell."""
@@ -249,12 +253,13 @@ def _bare_frame(begun: bool) -> Frame:
 def _chat_frame(tokenizer: PreTrainedTokenizerFast, begun: bool) -> Frame:
     """The tokenizer's template around a user's message, which has the context and the question, and the answer."""
     message, answer = "The user's message.", "The assistant's answer."
-    text, turns = rendered(tokenizer, [{"role": "user", "content": message}, {"role": "assistant", "content": answer}])
-    if text.count(message) != 1 or text.count(answer) != 1 or len(turns) != 1:
+    messages = [{"role": "user", "content": message}, {"role": "assistant", "content": answer}]
+    text, turns, begins = placed(tokenizer, messages)
+    if len(begins) < len(messages) or len(turns) != 1:
         raise ValueError("data.chat=true: the tokenizer's chat template does not write messages as they are")
-    before, between = text.split(answer)[0].split(message)
-    after = text[text.index(answer) + len(answer) : turns[0][1]]
-    after = "" if begun else after
+    between = text[begins[0] + len(message) : begins[1]]
+    after = "" if begun else text[begins[1] + len(answer) : turns[0][1]]
+    before = text[: begins[0]]
     return Frame(before=before, question="Question: ", after_question=between, gap="", begun=begun, after=after)
 
 

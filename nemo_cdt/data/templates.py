@@ -75,6 +75,29 @@ def rendered(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]])
     return reply["text"], [(start, stop) for start, stop in reply["spans"]]
 
 
+def placed(
+    tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]
+) -> tuple[str, list[tuple[int, int]], list[int]]:
+    """:func:`rendered`, and where in it each message's content begins, the blanks that a template cuts off included.
+
+    Fewer of these than there are messages where the next one is not written as it stands. What stands around contents
+    is seen where others, which occur nowhere else, stand in their place.
+    """
+    text, turns = rendered(tokenizer, messages)
+    marked, _ = rendered(tokenizer, [{**m, "content": f"\ue000{number}\ue001"} for number, m in enumerate(messages)])
+    around = re.split("\ue000(\\d+)\ue001", marked)
+    begins, position = [], len(around[0])
+    known = around[1::2] == [str(number) for number in range(len(messages))] and text.startswith(around[0])
+    for message, behind in zip(messages, around[2::2], strict=False):
+        contents = (message["content"], message["content"].strip())
+        written = next((one for one in contents if text.startswith(one + behind, position)), None)
+        if not known or written is None:
+            break
+        begins.append(position - message["content"].index(written))
+        position += len(written) + len(behind)
+    return text, turns, begins if position == len(text) else begins[:-1]
+
+
 _lock = threading.Lock()
 _renderer: subprocess.Popen | None = None
 

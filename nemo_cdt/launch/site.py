@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nemo_cdt.config import Config
 from nemo_cdt.config.launcher import Launcher, LauncherName, keys_of
 from nemo_cdt.utils.reading import FileError, blamed_on, read_yaml
+from nemo_cdt.utils.user_errors import first_line
 
 OURS = {"name", "site", "dryrun", "follow", "max_restarts"}
 """Keys that are of a run, not of a site."""
@@ -75,7 +76,7 @@ def _section(file: Path, name: LauncherName) -> dict[str, Any]:
     try:  # ${oc.env:NAME} in it is expanded: the file is the user's own
         expanded = OmegaConf.to_container(OmegaConf.create(loaded), resolve=True)
     except OmegaConfBaseException as error:
-        raise FileError(f"{file}: {_first_line(error)}") from error
+        raise FileError(f"{file}: {first_line(error)[:200]}") from error
     sections = [launcher.value for launcher in LauncherName if launcher is not LauncherName.local]
     assert isinstance(expanded, dict)
     if unknown := [str(key) for key in expanded if key not in sections]:
@@ -86,10 +87,6 @@ def _section(file: Path, name: LauncherName) -> dict[str, Any]:
     return section
 
 
-def _first_line(error: OmegaConfBaseException) -> str:
-    return str(error).partition("\n")[0][:200]
-
-
 def _typed(launcher: Launcher, file: Path) -> Launcher:
     """With every value of its key's type, as Hydra checks those of ``conf/``."""
     plain = OmegaConf.structured(Launcher())
@@ -97,7 +94,7 @@ def _typed(launcher: Launcher, file: Path) -> Launcher:
         try:
             plain[key.name] = getattr(launcher, key.name)
         except OmegaConfBaseException as error:
-            raise FileError(f"{file}: {key.name}: {_first_line(error)}") from error
+            raise FileError(f"{file}: {key.name}: {first_line(error)[:200]}") from error
     typed = OmegaConf.to_object(plain)
     assert isinstance(typed, Launcher)
     return typed

@@ -19,6 +19,7 @@ from nemo_cdt.config import Config, walk
 from nemo_cdt.nemo.console import is_first_rank
 from nemo_cdt.nemo.metrics import named
 from nemo_cdt.tracking import keep_id, known_ids, mlflow_uri, wandb_arguments
+from nemo_cdt.utils.user_errors import first_line
 
 logger = logging.getLogger("nemo_cdt")
 PAUSE = 60
@@ -75,7 +76,7 @@ def _without_its_server(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # after the retries of MLflow's own
-        logger.warning("mlflow did not take %s: %s", what, (str(error).splitlines() or [type(error).__name__])[0])
+        logger.warning("mlflow did not take %s: %s", what, first_line(error))
 
 
 def loggers(config: Config, done: int) -> list[Logger]:

@@ -41,10 +41,7 @@ class TrainingLoop(NoValOnRestartTrainingLoop):
         """Raises TrainingFailedError on every rank, before anything is validated or saved."""
         # The ranks agree, since a signal may reach them in different steps, and each pipeline stage has its own loss.
         # Lightning would stop each at its own, and Megatron's check for NaNs the one rank that has one.
-        mine = [self.trainer.received_sigterm, bool(wrong := self._not_finite())]
-        found = torch.tensor(mine, dtype=torch.int, device=torch.cuda.current_device())
-        torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
-        self._preempted, failed = map(bool, found.tolist())
+        self._preempted, failed = on_any_rank(self.trainer.received_sigterm, bool(wrong := self._not_finite()))
         if failed:
             raise TrainingFailedError(
                 f"step {self.trainer.global_step}: {' and '.join(wrong) or 'not finite on other ranks'}"
@@ -121,6 +118,8 @@ class Checkpoints(nl.ModelCheckpoint):
     def after_step(self, trainer: L.Trainer, preempted: bool) -> None:
         step = trainer.global_step
         if preempted or step == trainer.max_steps or (self.interval and step % self.interval == 0):
+            if any(on_any_rank(not math.isfinite(norm_of_weights(trainer)))):
+                raise TrainingFailedError(f"step {step}: the weights are too large or no numbers after it")
             self._save(trainer, self.folder / f"step={step}")
             self._tidy(trainer)
 
@@ -191,6 +190,20 @@ class Checkpoints(nl.ModelCheckpoint):
     def _best(self, finished: list[Path]) -> Path | None:
         losses = {c: loss for c in finished if math.isfinite(loss := self.val_losses.get(step_of(c), math.nan))}
         return min(losses, key=lambda checkpoint: losses[checkpoint]) if losses else None
+
+
+def on_any_rank(*mine: bool) -> list[bool]:
+    """Of each, whether it is so on one of all ranks. All of them call it."""
+    found = torch.tensor(mine, dtype=torch.int, device=torch.cuda.current_device())
+    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+    return [bool(one) for one in found.tolist()]
+
+
+def norm_of_weights(trainer: L.Trainer) -> float:
+    """Of this rank's. In fp32, where it is infinite for weights whose products would be: no forward pass has those."""
+    assert trainer.model is not None
+    norms = [torch.linalg.vector_norm(weight.detach(), dtype=torch.float32) for weight in trainer.model.parameters()]
+    return float(torch.stack(norms).norm())
 
 
 def keep_only_progress(checkpoint: dict[str, Any]) -> None:

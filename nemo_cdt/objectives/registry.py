@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_cdt.objectives.base import Objective, Settings
+from nemo_cdt.utils.user_errors import first_line
 
 GROUP = "nemo_cdt.objectives"
 
@@ -66,7 +67,7 @@ def baseline_of(config: Any) -> Settings | None:
         typed = OmegaConf.merge(OmegaConf.structured(kind), {key: shared[key] for key in shared if key in known}, given)
         return cast(Settings, OmegaConf.to_object(typed))
     except OmegaConfBaseException as error:
-        raise ValueError(f"compare_to.{error.full_key}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"compare_to.{error.full_key}: {first_line(error)}") from error
 
 
 def renamed(key: str) -> str | None:

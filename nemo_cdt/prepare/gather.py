@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nemo_cdt.prepare.files import SIZE, index_of, read_rows
+from nemo_cdt.prepare.files import FILE, LINE, SIZE, index_of, read_rows
 from nemo_cdt.prepare.rows import check_fields
 from nemo_cdt.prepare.settings import Kind, Source
 from nemo_cdt.prepare.work import Place, Task, Worker, cut, run
@@ -20,6 +20,8 @@ from nemo_cdt.utils.reading import blamed_on
 
 BYTES_A_TOKEN = 4
 """Of English text, about: how many books the first round reads rests on it, and nothing else."""
+SHOWN = 3
+"""Rejected rows that are told where nothing is written, and so no list of them all."""
 _NONE = -1
 """The class of a row that is rejected before it is tokenized."""
 
@@ -208,13 +210,16 @@ class _Search:
     def _too_few(self, found: int) -> str:
         source, counted = self.source, Counter(kind for _, kind, _ in self.rejected)
         why = ", ".join(f"{count:,} {kind}" for kind, count in counted.most_common())
-        first = f"; the first: {min(self.rejected)[2]}" if self.rejected else ""
+        first = "".join(f"; {self._place(row)}: {message}" for row, _, message in sorted(self.rejected)[:SHOWN])
         wanted = "null" if source.samples is None else source.samples
         return (
             f"{self.name}: {found:,} documents in {len(self.index):,} rows, but samples={wanted} and "
             f"validation_samples={source.validation_samples} (rejected: {why or 'none'}{first}): "
             "set fewer, or other limits of what is taken"
         )
+
+    def _place(self, row: int) -> str:
+        return f"{self.worker.files[self.index[row, FILE]]}:{self.index[row, LINE]}"
 
     def gathered(self) -> Gathered:
         train, held_out = self._divided()

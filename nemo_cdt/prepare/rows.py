@@ -58,9 +58,13 @@ def supporting(content: Any, source: Source) -> int:
 
 
 def _supporting(row: dict[str, Any], source: Source) -> int | None:
-    found = row.get(source.fields.evidence or "")
+    """Where they are listed, those that the document has, each once. Without lengths that is of the row's passages."""
+    found, passages = (row.get(name or "") for name in (source.fields.evidence, source.fields.passages))
     if isinstance(found, list):
-        return len(found)
+        inner = source.fields.passage
+        there = passages if isinstance(passages, list) and not source.lengths else found
+        texts, known = ([p.get(inner) if inner and isinstance(p, dict) else p for p in one] for one in (found, there))
+        return sum(text in known and text not in texts[:number] for number, text in enumerate(texts))
     return found if isinstance(found, int) and not isinstance(found, bool) else None
 
 
@@ -178,7 +182,7 @@ def _question_tokens(
     rng = np.random.default_rng(seed)
     return picked(
         passages,
-        _passages(row, fields.evidence or "", source),
+        list(dict.fromkeys(_passages(row, fields.evidence or "", source))),
         target=int(rng.choice(source.lengths)),
         count=lambda passage: len(
             encode(tokenizer, _written([passage], wording), add_special_tokens=False)["input_ids"]

@@ -84,6 +84,7 @@ def _method(name: str, found: dict[str, Any]) -> Method:
 
 
 def _estimate(found: dict[str, Any]) -> str:
-    """As ``.955 [.941, .967]``."""
+    """As ``.955 [.941, .967]``, or of few samples ``.955``."""
     mean, low, high = (found[key] for key in ("mean", "low", "high"))
-    return "—" if mean is None else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+    interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
+    return "—" if mean is None else f"{mean:.3f}{interval}"

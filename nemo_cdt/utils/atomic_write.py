@@ -76,15 +76,15 @@ def traceless(folder: Path, names: Collection[str]) -> Iterator[None]:
     """Where the block fails and nothing is new in ``folder`` but some of ``names``, those new ones are removed.
 
     The caller keeps others from writing there meanwhile. What was there before stays, and small files by the same names
-    get back what they held.
+    get back what they held, but for logs, which are named with a ``*``.
     """
-    before = {path.name for path in folder.iterdir()}
+    before = {*folder.iterdir()}
     held = {path: path.read_bytes() for path in map(folder.joinpath, names) if _is_small(path)}
     try:
         yield
     except BaseException:
-        new = [path for path in folder.iterdir() if path.name not in before]
-        if all(path.name in names for path in new):
+        new = [path for path in folder.iterdir() if path not in before]
+        if all(any(path.match(name) for name in names) for path in new):
             for path in new:
                 _remove(path)
             for path, data in held.items():

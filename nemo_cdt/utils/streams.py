@@ -1,7 +1,10 @@
 """Terminals as one finds them: output that nobody reads, and alphabets without our characters."""
 
 import os
+import select
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -18,6 +21,23 @@ def sound_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def read_or_silent() -> Iterator[None]:
+    """Ends in silence where nobody reads stdout any more, as behind ``| head``; another pipe's end is an error."""
+    try:
+        yield
+    except BrokenPipeError:
+        waiting = select.poll()
+        waiting.register(sys.stdout.fileno(), 0)
+        if not any(event & select.POLLERR for _, event in waiting.poll(0)):
+            raise
+    finally:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # Python would fail once more when it ends
+            _open_nowhere(sys.stdout.fileno())
 
 
 def _open_nowhere(number: int) -> None:

@@ -58,6 +58,11 @@ def fail(*messages: str) -> NoReturn:
     raise SystemExit(2)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's says, at length, begins with this; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip()
+
+
 def _of_worker(error: ValueError) -> str | None:
     """What our code raised in a worker of torch's DataLoader, which makes one text of the error and its traceback."""
     if not re.match(r"Caught \w+ in DataLoader worker process", text := str(error)):

@@ -8,7 +8,7 @@ from functools import partial
 from nemo_cdt.config import Config
 from nemo_cdt.validation.jobs import check_launcher, missing_keys
 from nemo_cdt.validation.layout import check_vocabulary, validate_layout
-from nemo_cdt.validation.loggers import check_loggers, missing_packages
+from nemo_cdt.validation.loggers import check_loggers, logger_blockers
 from nemo_cdt.validation.outputs import check_output, check_places
 from nemo_cdt.validation.places import check_unused, inputs
 from nemo_cdt.validation.rules import require_all
@@ -23,8 +23,8 @@ __all__ = [
     "check_unused",
     "check_vocabulary",
     "inputs",
+    "logger_blockers",
     "missing_keys",
-    "missing_packages",
     "record_data",
     "require_same_data",
     "require_sources",

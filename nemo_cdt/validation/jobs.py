@@ -4,7 +4,7 @@ import re
 from dataclasses import fields
 from typing import Any
 
-from nemo_cdt.config.launcher import KUBERNETES, SLURM, SQUASHED, JobKind, Launcher, LauncherName, keys_of
+from nemo_cdt.config.launcher import KUBERNETES, PLACEHOLDER, SLURM, SQUASHED, JobKind, Launcher, LauncherName, keys_of
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 """And half a surrogate, which no terminal and no file takes."""
@@ -86,6 +86,8 @@ def _check_keys(launcher: Launcher) -> None:
 def _check_values(launcher: Launcher) -> None:
     for key in fields(Launcher):
         for value in _strings(getattr(launcher, key.name)):
+            if PLACEHOLDER in value:
+                raise ValueError(f"launcher.{key.name}={value} is the placeholder of a dry run: set your own value")
             if CONTROL.search(value):
                 raise ValueError(f"launcher.{key.name}={value!r} has a line break or a control character: remove it")
             if (key.name in PATTERNS or key.name not in FREE) and not re.fullmatch(PATTERNS.get(key.name, WORD), value):

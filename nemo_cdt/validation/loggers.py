@@ -3,6 +3,7 @@
 import os
 import re
 from importlib import util
+from pathlib import Path
 
 from nemo_cdt.config import Config, walk
 from nemo_cdt.config.loggers import Loggers
@@ -35,23 +36,35 @@ def check_loggers(config: Config) -> None:
         require(value != "", f"logger.{key} is empty: set it, or leave it out")
 
 
-def missing_packages(config: Config) -> list[str]:
-    """A line for each logger of the run whose package is not installed here; imports none of them."""
+def logger_blockers(config: Config) -> list[str]:
+    """A line for each logger of the run whose package is not installed here, or that has no key; imports none."""
     needed = {"tensorboard": ["tensorboard"], "wandb": ["wandb"], "mlflow": ["mlflow"]}
     if mlflow_in_output(config):
         needed["mlflow"] += ["sqlalchemy", "alembic"]  # of its database
-    return [
+    missing = [
         f"logger={name} needs the package {package}, which is not installed: pip install 'nemo-cdt[{name}]', or leave "
         f"{name} out of logger"
         for name in config.logger.chosen
         for package in needed[name]
         if not _installed(package)
     ]
+    if not missing and _has_no_key(config):
+        missing.append(f"logger=wandb has no API key: {INSTEAD['wandb']}, or set logger.wandb.offline=true")
+    return missing
 
 
 def mlflow_in_output(config: Config) -> bool:
     """Whether no server of MLflow is named."""
     return not (config.logger.mlflow.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"))
+
+
+def _has_no_key(config: Config) -> bool:
+    """Whether a run would end, or ask at a terminal, where it begins at Weights & Biases."""
+    how = config.logger.wandb
+    online = how.use and not how.offline and os.environ.get("WANDB_MODE", "online") in ("online", "shared")
+    known = any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"))
+    files = [os.environ.get("NETRC", ""), "~/.netrc", "~/_netrc"]
+    return online and not known and not any(Path(file).expanduser().is_file() for file in files)
 
 
 def _installed(package: str) -> bool:

@@ -149,6 +149,16 @@ def test_where_no_answer_is_right_the_console_and_the_page_say_what_the_model_wr
     assert line in Page((here / "out/report.html").read_text()).text
 
 
+def test_without_a_key_token_longppl_has_no_auc_and_one_sample_no_interval(here):
+    words = ["model=model", "data=multihop", "data.samples=1", "data.seq_length=900", f"output={here / 'out'}"]
+    main(["analyze", "detection", *words])
+
+    page = Page((here / "out/report.html").read_text()).text
+    assert "— AUC of LongPPL: no key token" in page
+    assert "mean over 1 sample." in page
+    assert "[" not in page.partition("What the top 30 are")[2].partition("Token types")[0]
+
+
 def test_where_an_answer_is_right_nothing_is_said_of_format(here, capsys):
     prompt, llama = [72, 105, 33, 32], LlamaForCausalLM.from_pretrained("model")
     (written,) = llama.generate(torch.tensor([prompt]), max_new_tokens=1, do_sample=False)[0, 4:].tolist()

@@ -44,7 +44,8 @@ def test_a_png_has_its_title(observations, tmp_path):
 
 
 def test_axes_hold_the_intervals_and_the_base_line(observations):
-    checkpoints = [moments(3, observations, TOP_K), moments(12, observations, TOP_K)]
+    several = [*observations, *observations[:1]]  # of two there is no interval
+    checkpoints = [moments(3, several, TOP_K), moments(12, several, TOP_K)]
     drawn = {drawing.name: drawing.figure.axes[0] for drawing in across_checkpoints(checkpoints).drawings}
     shares = [
         100 * end

@@ -48,6 +48,7 @@ def test_nothing_detected_has_no_precision():
     found = detected(scores, types, 30, np.zeros(300, dtype=bool))
 
     assert np.isnan(found.precision)
+    assert np.isnan(found.auc)
     assert found.recall == 0
 
 
@@ -70,7 +71,12 @@ def test_an_interval_covers_the_mean_of_what_is_known():
     assert (found.mean, found.count) == (3.0, 3)
     assert 1.0 <= found.low < 3.0 < found.high <= 6.0
     assert str(estimate([np.nan])) == "—"
-    assert str(estimate([2.0])) == "2"
+    assert str(found) == f"3 [{found.low:.3g}, {found.high:.3g}]"
+
+
+def test_of_fewer_than_three_samples_the_number_is_told_and_no_interval():
+    assert (str(estimate([2.0])), str(estimate([2.0, np.nan, 3.0]))) == ("2 (n=1)", "2.5 (n=2)")
+    assert estimate([2.0, 3.0]).json() == {"mean": 2.5, "low": None, "high": None, "samples": 2}
 
 
 def test_a_bootstrap_is_close_to_the_normal_interval_and_needs_no_whole_table(monkeypatch):

@@ -88,7 +88,9 @@ def test_a_template_that_does_not_write_a_message_as_it_stands_is_one_line(path)
 def test_the_rows_that_the_help_shows_can_be_read_and_its_types_are_all(path):
     shown = re.findall(r"^  (\{.*?\}?\})$", cli.ANALYZED_ROWS, re.MULTILINE | re.DOTALL)
 
-    assert len(load(path, *(" ".join(row.split()) for row in shown))) == 3
+    rows = load(path, *(" ".join(row.split()) for row in shown))
+    questions = [byte_tokenizer().decode(row.input_ids[row.of(TokenType.question)]) for row in rows[:2]]
+    assert (len(rows), questions) == (3, ["Where is Mary?", "Where?"])
     assert all(type in cli.ANALYZED_ROWS.rpartition("types:")[2] for type in TokenType.__members__)
 
 

@@ -1,6 +1,7 @@
 """A study of a real folder through the launcher's door, beside what the analyses and transformers say of it alone."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,12 @@ from transformers import AutoModelForCausalLM
 
 from nemo_cdt.analysis.samples import load_samples
 from nemo_cdt.analysis.settings import Samples
-from nemo_cdt.analysis.study import goes_on, right_answers, study
+from nemo_cdt.analysis.study import NEW_TOKENS, right_answers, study
 from nemo_cdt.cli import main
 from nemo_cdt.config.compose import compose
+from nemo_cdt.data.multihop import MultihopDocuments
 from nemo_cdt.data.tokenizer import load_tokenizer
+from nemo_cdt.evaluation.answers import greedy
 from nemo_cdt.report.study import read_study
 from tests.llama import random_hugging_face
 
@@ -32,11 +35,32 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(folders):
+def counted():
+    """How often a model is read and a question drawn."""
+    counts = Counter()
+
+    def counting(name, function):
+        def counted(*arguments, **named):
+            counts[name] += 1
+            return function(*arguments, **named)
+
+        return counted
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MultihopDocuments, "_draw", counting("questions", MultihopDocuments._draw))
+        read = AutoModelForCausalLM.from_pretrained
+        patch.setattr(AutoModelForCausalLM, "from_pretrained", counting("models", read))
+        yield counts
+
+
+@pytest.fixture(scope="module")
+def run(folders, counted):
     words = [f"init.hf={folders}/before", f"export.hf={folders}/after", f"output={folders}/run", "study.samples=4"]
     config = compose([*words, *QUESTIONS, "data.validation_samples=6", "trainer.accelerator=cpu", "compare_to=null"])
     Path(config.output).mkdir()
+    counted.clear()
     study(config)
+    assert counted == {"questions": 6, "models": 2}
     return config
 
 
@@ -76,4 +100,4 @@ def test_what_is_right_is_what_transformers_writes(folders):
     assert right[0]
     for correct, sample in zip(right, samples, strict=True):
         answer = tokenizer.decode(sample.answer)
-        assert goes_on(model, sample, tokenizer).startswith(answer) is correct
+        assert tokenizer.decode(greedy(model, sample.prompt, NEW_TOKENS)).startswith(answer) is correct

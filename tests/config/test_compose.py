@@ -11,6 +11,7 @@ from nemo_cdt.describe import describe
 from nemo_cdt.launch.site import with_site
 from nemo_cdt.objectives.cdt import CDTSettings
 from nemo_cdt.objectives.registry import baseline_of
+from nemo_cdt.utils.user_errors import SeveralError
 from nemo_cdt.validation import validate
 from tests.described import write_described
 from tests.runs import write_stub_of_prepared
@@ -133,6 +134,20 @@ def test_llama31_8b_is_what_its_name_says():
 def test_a_mistyped_override_is_one_line_that_says_what_there_is(override, expected):
     with pytest.raises(ValueError, match=re.escape(expected)):
         composed(override)
+
+
+def test_several_mistyped_overrides_are_told_at_once():
+    words = ["optim.lrr=1", "data.seq_length=512", "trainer.max_stepz=3", "trainer.seed=five", "traner.x=1"]
+
+    with pytest.raises(SeveralError) as error:
+        composed(*words)
+
+    assert error.value.lines == [
+        "unknown key optim.lrr: did you mean optim.lr?",
+        "unknown key trainer.max_stepz: did you mean trainer.max_steps?",
+        "trainer.seed: Value 'five' of type 'str' could not be converted to Integer",
+        "unknown key traner: did you mean trainer?",
+    ]
 
 
 @pytest.mark.parametrize(

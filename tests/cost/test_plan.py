@@ -19,6 +19,7 @@ from nemo_cdt.cost.request import compose_planned, read
 from nemo_cdt.cost.steptime import step_time
 from nemo_cdt.cost.table import command
 from nemo_cdt.validation import validate_layout, validate_values
+from tests.described import write_described
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results"
@@ -41,6 +42,21 @@ def planned(arguments: str):
 
 
 # As a user calls it
+
+
+def test_a_length_that_nobody_named_is_no_more_than_the_models_positions(tmp_path, capsys):
+    write_described(tmp_path / "model", Model(max_positions=4096))
+    words = [f"init.hf={tmp_path}/model", "cluster.gpus=8"]
+
+    assert plan(*words) == 0
+    shown = capsys.readouterr()
+    with pytest.raises(SystemExit):
+        plan(*words, "data.seq_length=8192")
+
+    assert shown.err == "note: no data.seq_length is named, so it is 4096, the positions of the model\n"
+    assert " sequences of 4,096 tokens a step" in shown.out
+    assert " data.seq_length=4096 " in shown.out.splitlines()[-1]
+    assert "data.seq_length=8192 is longer than model.max_positions=4096" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +82,15 @@ def test_the_table_is_best_first_and_fits_a_terminal(example):
     assert seconds == sorted(seconds)
     assert max(map(len, lines[start : start + len(rows) + 3])) <= 120
     assert not {"torch", "nemo", "megatron", "transformers"} & modules
+
+
+def test_the_size_of_a_checkpoint_is_told_and_the_guide_has_it(example):
+    (line,) = [line for line in example[0] if line.startswith("A checkpoint has ")]
+    guide = (ROOT / "docs/guides/resume-and-reshard.md").read_text()
+
+    whole, weights = (8_030_261_248 * each / GIB for each in (14, 2))
+    assert line == f"A checkpoint has {whole:.1f} GiB on disk, the exported model {weights:.1f}."
+    assert f"`{line}`" in guide
 
 
 def test_the_file_has_every_plan_and_each_fits(example):

@@ -46,6 +46,9 @@ def test_a_dry_run_without_a_site_marks_what_is_missing_and_a_submission_is_refu
         assert f"{said}in {tmp_path}/none.yaml, or launcher.{key} here, to submit it\n" in shown.err
     with pytest.raises(ValueError, match=r"launcher\.account is missing"):
         run(*wanted, site=tmp_path / "none.yaml")
+    typed = ("launcher.account=SET_LAUNCHER_ACCOUNT", "launcher.partition=h100")
+    with pytest.raises(ValueError, match=r"launcher\.account=SET_LAUNCHER_ACCOUNT is the placeholder of a dry run"):
+        run(*wanted, *typed, site=tmp_path / "none.yaml")
 
 
 def test_a_dry_run_for_a_cluster_elsewhere_needs_nothing_of_it_here(capsys, tmp_path):

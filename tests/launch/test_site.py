@@ -132,6 +132,10 @@ def refused(config: Config, expected: str) -> None:
         (["+launcher.volumes.data=relative"], "launcher.volumes.data=relative: set it to CLAIM: /PATH"),
         (["launcher.kind=trainjob", "launcher.priority=high"], "launcher.priority=high has no place in a TrainJob"),
         (["+launcher.env.MINE=hf_abcdefghijklmnopqrstuv"], "launcher.env.MINE would be written into the job"),
+        (
+            ["launcher.queue=SET_LAUNCHER_QUEUE"],
+            "launcher.queue=SET_LAUNCHER_QUEUE is the placeholder of a dry run",
+        ),
         (["launcher.memory=foo"], "launcher.memory='foo' is no value for it: set it to something like 200Gi"),
         (["launcher.cpu=lots"], "launcher.cpu='lots' is no value for it: set it to something like 32"),
         (

@@ -46,6 +46,22 @@ def test_a_nan_on_one_rank_ends_all_and_the_last_good_checkpoint_stays(changes: 
     assert [row["loss"] == "nan" for row in rows] == [False, False, True]
 
 
+def test_weights_that_the_last_step_destroys_are_not_saved_and_the_last_good_checkpoint_stays(tmp_path: Path) -> None:
+    write_documents(tmp_path / "d.jsonl", kind="lm", count=16, longest=60)
+    config = small_run(tmp_path / "run", tmp_path / "d.jsonl", steps=1)
+    on_ranks(jobs.fit, 1, config)
+    config.resume, config.trainer.max_steps, config.export.hf = True, 3, str(tmp_path / "hf")
+    # The step after a resumption still has the learning rate of before.
+    config.optim = c.Optim(lr=1e30, min_lr=0.0, schedule=c.Schedule.constant, warmup_steps=0)
+    (rank,) = on_ranks(jobs.fit_poisoned, 1, config, 99, 0)
+    assert rank["code"] == 1
+    (line,) = [line for line in rank["said"].splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: training failed in step 3: the weights are too large or no numbers after it. ")
+    assert f"{config.output}/checkpoints/step=1 is the last checkpoint before it" in line
+    assert kept(Path(config.output)) == ["step=1"]
+    assert not (tmp_path / "hf").exists()
+
+
 def test_a_checkpoint_of_nans_is_noticed(tmp_path: Path) -> None:
     ranks, output = poisoned(tmp_path, "nan_is_a_number")
     assert [rank["code"] for rank in ranks] == [0, 0]

@@ -176,7 +176,9 @@ def test_too_few_rows_are_an_error_that_counts_why(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"text": "long enough"}\n{"text": "short"}\n{"text": ""}\n')
 
     with pytest.raises(
-        ValueError, match=r"1 documents in 3 rows, but samples=2 .*1 too short, 1 bad row; the first: 5 tok"
+        ValueError,
+        match=r"1 documents in 3 rows, but samples=2 .*1 too short, 1 bad row; \S+/rows.jsonl:2: 5 tokens are fewer "
+        r"than min_tokens=6; \S+/rows.jsonl:3: 'text' must be",
     ):
         gathered("jsonl", tmp_path / "rows.jsonl", tmp_path / "work", samples=2, min_tokens=6)
 

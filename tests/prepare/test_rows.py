@@ -56,7 +56,8 @@ def test_a_language_without_a_translation_is_asked_as_english_is(bpe):
 
 
 def test_a_row_tells_its_type_language_and_supporting_passages():
-    row = {**LONGMIT, "type": "intra_doc", "clue_docs": [1, 2, 3]}
+    passages = [{"content": text} for text in "abcd"]
+    row = {**LONGMIT, "type": "intra_doc", "all_docs": passages, "clue_docs": passages[:3]}
 
     assert traits(content(**row), source("longmit")) == Traits(type="intra_doc", language="en", supporting=3)
     assert traits(content(q="Who?"), Source(fields=Fields(question="q"))) == NONE_TOLD
@@ -119,9 +120,26 @@ def test_rows_of_yours_are_chats_or_texts(bpe):
     assert own is text
 
 
-@pytest.mark.parametrize(("clues", "expected"), [([1, 2, 3], 3), (4, 4)])
+@pytest.mark.parametrize(("clues", "expected"), [("abc", 3), (4, 4)])
 def test_supporting_passages_are_listed_or_counted(clues, expected):
-    assert supporting(content(**LONGMIT, clue_docs=clues), source("longmit")) == expected
+    row = {**LONGMIT, "all_docs": [*"abcd"], "clue_docs": [*clues] if isinstance(clues, str) else clues}
+    assert supporting(content(**row), source("longmit")) == expected
+
+
+@pytest.mark.parametrize(("lengths", "there"), [([], "cd"), ([4000], "cdx")])
+def test_supporting_passages_count_once_and_where_the_document_has_them(bpe, lengths, there):
+    passages = {name: f"passage {name} " + "of some words " * 9 for name in "abcdx"}
+    row = {**LONGMIT, "all_docs": [{"content": passages[n]} for n in "abcd" * 40 if lengths or n not in "ab"]}
+    row["all_docs"] += [{"content": f"{number} " + "other words " * 40} for number in range(40)]
+    row["clue_docs"] = [{"content": passages[name], "id": number} for number, name in enumerate("ccxd")]
+
+    counted = supporting(content(**row), source("longmit", lengths=lengths))
+    ((ids, _),) = documents(content(**row), source("longmit", lengths=lengths, min_tokens=1, max_tokens=None), bpe)
+
+    assert counted == len(there)
+    text = bpe.decode(ids)
+    assert {name for name in "cdx" if passages[name].strip() in text} == {*there}
+    assert not lengths or text.count(passages["c"].strip()) == 1
 
 
 REJECTED = {
@@ -169,7 +187,7 @@ def test_a_row_that_gives_nothing_says_why(byte, what):
 
 
 @pytest.mark.parametrize(
-    ("clues", "kind"), [([1], "other evidence"), (7, "other evidence"), (None, "bad row"), (True, "bad row")]
+    ("clues", "kind"), [(["p"], "other evidence"), (7, "other evidence"), (None, "bad row"), (True, "bad row")]
 )
 def test_a_number_of_supporting_passages_that_is_not_asked_for_is_rejected(clues, kind):
     with pytest.raises(RejectedError) as raised:

@@ -1,5 +1,6 @@
 """Loggers that cannot be are refused in one line, before anything heavy is imported."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from nemo_cdt.config.compose import compose
 from nemo_cdt.config.loggers import Loggers, TensorBoard
-from nemo_cdt.validation.loggers import check_loggers, missing_packages
+from nemo_cdt.validation.loggers import check_loggers, logger_blockers
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -39,6 +40,7 @@ def test_the_default_logger_has_no_settings_of_others() -> None:
     [
         (["logger=wandbb"], r"^logger=wandbb does not exist: choose logger=mlflow\|none\|tensorboard\|wandb$"),
         (["logger=[wandb,foo]"], r"^logger=foo does not exist: choose logger=mlflow\|none\|tensorboard\|wandb$"),
+        (["logger=[wandb,none, wandb]"], r"^logger=\[wandb,none, wandb\] has wandb more than once: leave one out$"),
         (["logger=null"], r"^logger=null is no option: choose logger=mlflow\|none\|tensorboard\|wandb, or leave it"),
         (["logger=wandb", "logger.wandb.api_key=1"], r"^unknown key logger\.wandb\.api_key: logger\.wandb has use, "),
         (["logger.wandb.project=a"], r"^logger\.wandb\.project=a has no effect without logger=wandb: add it, or"),
@@ -82,10 +84,45 @@ def test_a_missing_package_is_one_line_before_nemo_is_imported(tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
+def test_without_a_key_of_weights_and_biases_a_run_does_not_begin(tmp_path: Path) -> None:
+    code = """
+import sys
+from nemo_cdt.cli import main
+try:
+    main(["train", "logger=wandb", "output=run"])
+finally:
+    print([name for name in ("torch", "nemo", "wandb") if name in sys.modules])
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    environment["HOME"] = str(tmp_path)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stdout) == (2, "[]\n")
+    assert done.stderr == (
+        "error: logger=wandb has no API key: run `wandb login`, or set WANDB_API_KEY in your shell, or set "
+        "logger.wandb.offline=true\n"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("known", ["WANDB_API_KEY", ".netrc", "WANDB_MODE", "logger.wandb.offline=true"])
+def test_a_key_may_be_in_the_shell_or_in_netrc_and_offline_needs_none(
+    known: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(logger_blockers(compose(["logger=wandb"]))) == 1
+    if known == ".netrc":
+        (tmp_path / known).touch()
+    elif known.isupper():
+        monkeypatch.setenv(known, "offline")
+    assert logger_blockers(compose(["logger=wandb", *[known] * ("=" in known)])) == []
+
+
 def test_a_server_of_mlflow_needs_no_database_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nemo_cdt.validation.loggers._installed", lambda name: name != "sqlalchemy")
-    assert len(missing_packages(compose(["logger=mlflow"]))) == 1
-    assert missing_packages(compose(["logger=mlflow", "logger.mlflow.tracking_uri=http://host"])) == []
+    assert len(logger_blockers(compose(["logger=mlflow"]))) == 1
+    assert logger_blockers(compose(["logger=mlflow", "logger.mlflow.tracking_uri=http://host"])) == []
 
 
 def test_a_folder_named_wandb_is_no_package(tmp_path: Path) -> None:

@@ -25,15 +25,17 @@ from nemo_cdt.utils.atomic_write import traceless
 from nemo_cdt.utils.lock import held
 from nemo_cdt.utils.noise import PYNVML
 from nemo_cdt.utils.parent_watchdog import LAUNCHER
+from nemo_cdt.utils.sigterm import told_by_sigterm
 from nemo_cdt.utils.user_errors import FAILED, fail
-from nemo_cdt.validation import check_output, check_unused, missing_packages
+from nemo_cdt.validation import check_output, check_unused, logger_blockers
 
 TRAIN = "nemo_cdt.nemo.train"
 BEFORE_TRAINING = (
     *("init", ".init.lock", "tokenizer", ".tokenizer.lock", "key_tokens.npz", ".key_tokens.lock", "index"),
-    *("tensorboard", "wandb", "mlflow", IDS, RUN_ID),
+    *("tensorboard", "wandb", "mlflow", IDS, RUN_ID, "versions.json", "data.json"),
+    *("nemo_*log*.txt", "lightning_logs*.txt", "cmd-args*.log", "git-info*.log"),
 )
-"""In OUTPUT, what a start writes before it knows that it can train."""
+"""In OUTPUT, what a start writes before it knows that it can train, for rows are read as they are needed."""
 
 
 def launch_local(config: Config) -> None:
@@ -42,9 +44,9 @@ def launch_local(config: Config) -> None:
     Raises:
         ValueError: where another run is in OUTPUT, or has been there since the configuration was validated.
     """
-    if blockers := [*training_blockers(), *missing_packages(config)]:
+    if blockers := [*training_blockers(), *logger_blockers(config)]:
         fail(*blockers)
-    with _told_by_sigterm(), held(Path(config.output)):
+    with told_by_sigterm(), held(Path(config.output)):
         check_output(config)
         check_unused(config)
         Path(config.output, "study.json").unlink(missing_ok=True)  # of an earlier attempt: it is not of this model
@@ -61,27 +63,6 @@ def launch_local(config: Config) -> None:
 
             send_report(config, write_report(Path(config.output)))
         print(f"\n{config.name} is done. {config.output} holds", *_table(_written(config)), sep="\n  ", flush=True)
-
-
-class _Terminated(BaseException):
-    """SIGTERM came. No SystemExit, which is Ctrl-C's to NeMo's trainer."""
-
-
-@contextmanager
-def _told_by_sigterm() -> Iterator[None]:
-    """SIGTERM before and after training ends the process in order, so that what it has begun is removed."""
-
-    def on_signal(signum: int, _frame: object) -> None:
-        if signal.getsignal(signum) is on_signal:  # while Lightning trains it has a handler of its own, which saves
-            raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, on_signal)
-    try:
-        yield
-    except _Terminated:
-        raise SystemExit(128 + signal.SIGTERM) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _train(config: Config) -> None:

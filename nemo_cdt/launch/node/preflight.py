@@ -23,7 +23,8 @@ from nemo_cdt.config.launcher import Launcher
 from nemo_cdt.config.resumption import earlier_attempt, require_same_run
 from nemo_cdt.doctor import training_blockers
 from nemo_cdt.nemo.versions import versions
-from nemo_cdt.validation import check_files, check_places, check_unused, missing_packages, require_same_data
+from nemo_cdt.utils.user_errors import first_line
+from nemo_cdt.validation import check_files, check_places, check_unused, logger_blockers, require_same_data
 
 TIMEOUT = timedelta(minutes=5)
 FREE_GIB = 1
@@ -83,12 +84,12 @@ def _facts(config: Config, rank: int, local: int) -> dict[str, Any]:
     try:
         same = versions() | {"driver": _driver(), "torch's CUDA": str(torch.version.cuda)}
     except RuntimeError as error:  # torch cannot reach the driver
-        same, faults = {}, [*faults, str(error).splitlines()[0]]
+        same, faults = {}, [*faults, first_line(error)]
     return {"node": socket.gethostname(), "rank": rank, "same": same, "faults": faults}
 
 
 def _node_faults(config: Config, rank: int) -> list[str]:
-    faults = [*training_blockers(), *(missing_packages(config) if rank == 0 else [])]  # rank 0 logs
+    faults = [*training_blockers(), *(logger_blockers(config) if rank == 0 else [])]  # rank 0 logs
     try:
         check_files(config)
     except ValueError as error:
@@ -188,7 +189,7 @@ def _all_reduce(config: Config, store: Any, rank: int, world: int, local: int) -
         distributed.all_reduce(total)
         return [] if total.item() == world else [f"{node}: an all-reduce of ones gave {total.item()}, not {world}"]
     except RuntimeError as error:
-        return [f"{node}: all-reduce failed: {str(error).splitlines()[0]}"]
+        return [f"{node}: all-reduce failed: {first_line(error)}"]
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from nemo_cdt.config import Config
-from nemo_cdt.config.launcher import Submit
+from nemo_cdt.config.launcher import PLACEHOLDER, Submit
 from nemo_cdt.launch.slurm import nemo_run, parts, sbatch
 from nemo_cdt.validation import missing_keys
 
@@ -36,7 +36,7 @@ def render(config: Config) -> str:
 
 def placeholder(key: str) -> str:
     """What a script that is only shown has in place of ``launcher.KEY``. Slurm knows no such name, and refuses it."""
-    return f"SET_LAUNCHER_{key.upper()}"
+    return f"{PLACEHOLDER}{key.upper()}"
 
 
 def _commented(lines: Sequence[str]) -> str:
