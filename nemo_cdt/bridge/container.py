@@ -1,0 +1,89 @@
+"""From a run's configuration to Megatron-Bridge's."""
+
+from pathlib import Path
+from typing import Any
+
+from megatron.bridge.training.config import (
+    CheckpointConfig,
+    ConfigContainer,
+    DistributedDataParallelConfig,
+    DistributedInitConfig,
+    LoggerConfig,
+    OptimizerConfig,
+    RNGConfig,
+    SchedulerConfig,
+    TokenizerConfig,
+    TrainingConfig,
+    ValidationConfig,
+)
+
+from nemo_cdt.bridge.data import RowStreams
+from nemo_cdt.config import Config, Precision
+
+
+def container_of(config: Config, provider: Any, streams: RowStreams, *, resume: bool, on_gpu: bool) -> ConfigContainer:
+    trainer, optim, parallel = config.trainer, config.optim, config.parallel
+    bf16 = trainer.precision is Precision.bf16
+    checkpoints = Path(config.output, "checkpoints")
+    of_validation = trainer.micro_batch_size * config.data_parallel
+    return ConfigContainer(
+        model=provider,
+        train=TrainingConfig(
+            micro_batch_size=trainer.micro_batch_size,
+            global_batch_size=trainer.global_batch_size,
+            train_iters=trainer.max_steps,
+            exit_signal_handler=True,
+        ),
+        validation=ValidationConfig(
+            eval_interval=trainer.val_interval or None,
+            eval_iters=config.data.validation_samples // of_validation if trainer.val_interval else 0,
+            eval_global_batch_size=of_validation,
+            eval_micro_batch_size=trainer.micro_batch_size,
+        ),
+        optimizer=OptimizerConfig(
+            optimizer="adam",
+            lr=optim.lr,
+            min_lr=optim.min_lr,
+            weight_decay=optim.weight_decay,
+            adam_beta1=optim.beta1,
+            adam_beta2=optim.beta2,
+            adam_eps=optim.eps,
+            clip_grad=optim.clip_grad,
+            bf16=bf16,
+            fp16=False,
+            use_distributed_optimizer=True,
+            overlap_param_gather=parallel.overlap_param_gather,
+        ),
+        scheduler=SchedulerConfig(  # the rate itself is set by nemo_cdt.bridge.callbacks
+            lr_decay_style="constant",
+            lr_warmup_iters=0,
+            start_weight_decay=optim.weight_decay,
+            end_weight_decay=optim.weight_decay,
+            weight_decay_incr_style="constant",
+            override_opt_param_scheduler=True,
+        ),
+        ddp=DistributedDataParallelConfig(
+            use_distributed_optimizer=True,
+            overlap_grad_reduce=parallel.overlap_grad_reduce,
+            overlap_param_gather=parallel.overlap_param_gather,
+            average_in_collective=False,
+            grad_reduce_in_fp32=trainer.grad_dtype is Precision.fp32,
+            check_for_nan_in_grad=False,
+        ),
+        dataset=streams,
+        tokenizer=TokenizerConfig(tokenizer_type="NullTokenizer", vocab_size=provider.vocab_size),
+        checkpoint=CheckpointConfig(
+            save=str(checkpoints),
+            load=str(checkpoints) if resume else None,
+            save_interval=trainer.checkpoint_interval or None,
+            ckpt_format="torch_dist",
+            async_save=False,
+        ),
+        logger=LoggerConfig(log_interval=max(1, trainer.max_steps), tensorboard_dir=None, skip_train_metrics_log=True),
+        dist=DistributedInitConfig(
+            distributed_backend="nccl" if on_gpu else "gloo",
+            use_gloo_process_groups=not on_gpu,
+            disable_jit_fuser=not on_gpu,
+        ),
+        rng=RNGConfig(seed=trainer.seed),
+    )
