@@ -31,6 +31,7 @@ from omegaconf import OmegaConf
 from benchmarks import effect_jobs, effect_report, runs
 from benchmarks.effect_arms import ARMS
 from benchmarks.measured import ROOT, Results, Row, attempted, command, on_gpu
+from nemo_cdt import console
 from nemo_cdt.analysis.analyzed_model import AnalyzedModel, choose_device, load
 from nemo_cdt.analysis.samples import Sample, load_samples
 from nemo_cdt.analysis.settings import Samples
@@ -38,11 +39,10 @@ from nemo_cdt.config import Accelerator, Config, Precision, save
 from nemo_cdt.data.tokenizer import load_tokenizer
 from nemo_cdt.evaluation.model import read_config
 from nemo_cdt.evaluation.questions import judgement
-from nemo_cdt.nemo import console
-from nemo_cdt.nemo.versions import versions
 from nemo_cdt.objectives import objective_of
 from nemo_cdt.utils.atomic_write import atomic_write
 from nemo_cdt.utils.user_errors import fail, reported
+from nemo_cdt.versions import versions
 
 FIRST, TIMES = "first", "times"
 """The phase that all arms of a seed start from, and its folder; and what each objective's step takes."""
@@ -189,7 +189,7 @@ def configured(arguments: argparse.Namespace, output: Path, *overrides: str) -> 
 
 
 def trained(config: Config) -> Row:
-    from nemo_cdt.nemo.train import train
+    from nemo_cdt.training import train
 
     save(config, Path(config.output, "config.yaml"))
     train(config)

@@ -222,7 +222,7 @@ def _fresh_store() -> None:
 
 
 if __name__ == "__main__":
-    from nemo_cdt.nemo import console
+    from nemo_cdt import console
 
     console.set_up()
     work(Path(sys.argv[1]), [int(n) for n in sys.argv[2].split(",")], sys.argv[3] if len(sys.argv) > 3 else None)

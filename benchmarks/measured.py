@@ -18,8 +18,8 @@ import torch
 from omegaconf import OmegaConf
 
 from nemo_cdt.config import Model
-from nemo_cdt.nemo.versions import versions
 from nemo_cdt.utils.atomic_write import atomic_write
+from nemo_cdt.versions import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 Row = dict[str, Any]

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measured import ROOT, Results, on_gpu, table
-from nemo_cdt.nemo import console
+from nemo_cdt import console
 from nemo_cdt.utils.user_errors import reported
 
 # Imported by name when asked for: the peer needs no NeMo.

@@ -170,7 +170,7 @@ def _rank(folder: Path, overrides: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from nemo_cdt.nemo import console
+    from nemo_cdt import console
 
     console.set_up()
     sys.exit(_rank(Path(sys.argv[1]), sys.argv[2:]))

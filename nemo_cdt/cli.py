@@ -165,7 +165,7 @@ def _doctor(_: argparse.Namespace) -> int:
 
 
 def _convert(parsed: argparse.Namespace) -> int:
-    from nemo_cdt.nemo import console
+    from nemo_cdt import console
 
     console.set_up()
     from nemo_cdt.nemo.convert import convert  # imports torch, which warns
@@ -228,7 +228,7 @@ def _prepare(parsed: argparse.Namespace) -> int:
     from nemo_cdt.prepare.request import read
 
     settings = read(parsed.set, parsed.overrides)
-    from nemo_cdt.nemo import console
+    from nemo_cdt import console
 
     console.set_up()
     from nemo_cdt.prepare.write import describe, prepare  # imports torch, which warns
@@ -257,7 +257,7 @@ def _inspect(parsed: argparse.Namespace) -> int:
     from nemo_cdt.prepared import require_there
 
     require_there(parsed.data)
-    from nemo_cdt.nemo import console  # whose package imports NeMo
+    from nemo_cdt import console  # whose package imports NeMo
 
     console.set_up()
     from nemo_cdt.inspection import inspect

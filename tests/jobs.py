@@ -224,11 +224,11 @@ def initial(model: Any, vocabulary: int, hf: Path, nemo: Path) -> None:
 
 
 def train_file(file: Path) -> None:
-    """``python -m nemo_cdt.nemo.train FILE``"""
-    from nemo_cdt.nemo import train
+    """``python -m nemo_cdt.training FILE``"""
+    from nemo_cdt import training
 
     sys.argv = ["train", str(file)]
-    train.main()
+    training.main()
 
 
 def launch(file: Path, environment: dict[str, str], train: str) -> None:

@@ -6,16 +6,16 @@ positions of them.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from megatron.bridge.data.base import DatasetBuildContext, DatasetProvider
 from megatron.core import parallel_state
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from nemo_cdt.config import Config
 from nemo_cdt.data.balanced import BalancedSteps
-from nemo_cdt.data.rows import Rows
+from nemo_cdt.data.rows import Row, Rows
 from nemo_cdt.megatron.rows import AnyRows, RankSteps, StepsFrom, collated
 
 
@@ -53,12 +53,12 @@ def training(rows: AnyRows, config: Config, done: int) -> Iterator[Any]:
         steps = RankSteps(rows)
         return iter(DataLoader(steps, sampler=StepsFrom(done, len(steps)), collate_fn=collated, **_reading(config)))
     places = _places(done * config.trainer.global_batch_size, len(rows), config.trainer.micro_batch_size)
-    return iter(DataLoader(rows, batch_sampler=places, **_reading(config)))
+    return iter(DataLoader(cast(Dataset[Row], rows), batch_sampler=places, **_reading(config)))
 
 
 def validation(rows: Rows, config: Config) -> Iterator[Any]:
     places = _places(0, config.data.validation_samples, config.trainer.micro_batch_size)
-    return iter(DataLoader(rows, batch_sampler=places, **_reading(config)))
+    return iter(DataLoader(cast(Dataset[Row], rows), batch_sampler=places, **_reading(config)))
 
 
 def _places(first: int, end: int, size: int) -> list[list[int]]:

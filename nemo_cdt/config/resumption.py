@@ -11,6 +11,7 @@ MAY_CHANGE = {
     "name",
     "output",
     "resume",
+    "framework",
     "compare_to",
     "report",
     "data.num_workers",
@@ -34,8 +35,9 @@ MAY_CHANGE = {
 
 def earlier_attempt(config: Config) -> Config | None:
     """The run that OUTPUT holds, if any. One that saved nothing binds nobody: it starts anew under any settings."""
-    file, saved = Path(config.output, "config.yaml"), Path(config.output, "checkpoints").glob("step=*")
-    return load(file) if file.exists() and any(saved) else None
+    file, folder = Path(config.output, "config.yaml"), Path(config.output, "checkpoints")
+    saved = any(folder.glob("step=*")) or any(folder.glob("iter_*"))
+    return load(file) if file.exists() and saved else None
 
 
 def require_same_run(config: Config, earlier: Config) -> None:

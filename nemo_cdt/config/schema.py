@@ -35,6 +35,14 @@ class DataName(StrEnum):
         return self in (DataName.prepared, DataName.pretrain)
 
 
+class Framework(StrEnum):
+    """What drives Megatron."""
+
+    auto = "auto"
+    nemo = "nemo"
+    bridge = "bridge"
+
+
 class Packing(StrEnum):
     """Which documents share a row, and which rank trains on it."""
 
@@ -440,6 +448,8 @@ class Config:
     """The folder that the run writes: runs/NAME unless it is set."""
     resume: bool = False
     """Whether the run goes on from the last checkpoint in output."""
+    framework: Framework = Framework.auto
+    """What drives Megatron: nemo is NeMo 2, bridge is Megatron-Bridge; auto takes the one that is installed."""
     compare_to: Any = None
     """An objective that is trained too, with the same seed and data, in OUTPUT/baseline: its name, or
     {name:NAME,KEY:VALUE}; null trains none."""

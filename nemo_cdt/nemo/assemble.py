@@ -39,11 +39,11 @@ from nemo_cdt.config import (
     Recompute,
     Schedule,
 )
+from nemo_cdt.console import is_first_rank
 from nemo_cdt.cost.memory import detection_recompute
 from nemo_cdt.data.tokenizer import load_tokenizer
 from nemo_cdt.nemo.callback import ObjectiveCallback, StepMetrics, Truncation
 from nemo_cdt.nemo.checkpoints import initial_checkpoint
-from nemo_cdt.nemo.console import is_first_rank
 from nemo_cdt.nemo.convert import convert
 from nemo_cdt.nemo.data import RowDataModule, data_module
 from nemo_cdt.nemo.evaluation import ValidationMetrics
@@ -59,13 +59,13 @@ from nemo_cdt.nemo.rehearsal import rehearse
 from nemo_cdt.nemo.sample import SampleWriter
 from nemo_cdt.nemo.saving import Checkpoints, TrainingLoop
 from nemo_cdt.nemo.strategy import SynchronizedPrecision, SynchronizedStrategy
-from nemo_cdt.nemo.versions import write_versions
 from nemo_cdt.objectives import objective_of
 from nemo_cdt.objectives.cdt.settings import DetectionRecompute, detection_settings
 from nemo_cdt.utils.atomic_write import new_folder
 from nemo_cdt.utils.reading import blamed_on
 from nemo_cdt.utils.user_errors import TrainingFailedError
 from nemo_cdt.validation import record_data
+from nemo_cdt.versions import write_versions
 
 log = python_logging.getLogger(__name__)
 

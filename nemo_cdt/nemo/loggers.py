@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
 from nemo_cdt.config import Config, walk
-from nemo_cdt.nemo.console import is_first_rank
+from nemo_cdt.console import is_first_rank
 from nemo_cdt.nemo.metrics import named
 from nemo_cdt.tracking import keep_id, known_ids, mlflow_uri, wandb_arguments
 from nemo_cdt.utils.user_errors import first_line

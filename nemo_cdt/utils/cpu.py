@@ -8,6 +8,7 @@ Never imported where a GPU trains. It does not speed anything up and emulates no
 or a fused CUDA op must be switched off in the model config (:mod:`nemo_cdt.nemo.model`).
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.util import find_spec
@@ -49,11 +50,27 @@ def cuda_on_cpu() -> Iterator[None]:
 
 
 def _of_the_front_end(undo: ExitStack) -> None:
+    """Whichever of the two is installed."""
+    if find_spec("megatron.bridge") is not None:
+        _of_bridge(undo)
     if find_spec("nemo") is not None:
         from nemo.lightning.io import pl
 
         # It moves what lies on another GPU, and needs an index for that.
         undo.enter_context(patch.object(pl, "_fix_tensors_device", lambda checkpoint: checkpoint))
+
+
+def _of_bridge(undo: ExitStack) -> None:
+    from nemo_cdt.utils.without_te import import_bridge
+
+    import_bridge()
+    from megatron.bridge.training import setup
+
+    begin = functools.partial(setup.initialize_megatron, allow_no_cuda=True)
+    undo.enter_context(patch.object(setup, "initialize_megatron", begin))
+    undo.enter_context(patch.object(setup, "set_jit_fusion_options", _nothing))  # warms up what is compiled
+    barrier = torch.distributed.barrier
+    undo.enter_context(patch.object(torch.distributed, "barrier", lambda group=None, **_: barrier(group=group)))
 
 
 class _OnCpu(TorchFunctionMode):

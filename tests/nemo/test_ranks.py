@@ -41,7 +41,7 @@ def launch(tmp_path: Path) -> Iterator[Any]:
 
     def start(config: Config) -> ForkServerProcess:
         save(config, tmp_path / "run.yaml")
-        return started(jobs.launch, tmp_path, tmp_path / "run.yaml", {MARK: str(tmp_path)}, "nemo_cdt.nemo.train")
+        return started(jobs.launch, tmp_path, tmp_path / "run.yaml", {MARK: str(tmp_path)}, "nemo_cdt.training")
 
     yield start
     for process in marked(tmp_path):
@@ -59,7 +59,7 @@ def marked(folder: Path) -> list[psutil.Process]:
 
 
 def kill_rank(rank: str, folder: Path) -> None:
-    (found,) = (p for p in marked(folder) if "nemo_cdt.nemo.train" in p.cmdline() and p.environ().get("RANK") == rank)
+    (found,) = (p for p in marked(folder) if "nemo_cdt.training" in p.cmdline() and p.environ().get("RANK") == rank)
     found.kill()
 
 

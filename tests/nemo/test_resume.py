@@ -295,7 +295,7 @@ def test_sigterm_to_all_processes_saves_a_run_that_began_from_a_hugging_face_fol
     config.init.hf = str(tmp_path / "hf")
     config.trainer.checkpoint_interval = config.trainer.val_interval = 0
     save(config, tmp_path / "run/config.yaml")
-    command = [sys.executable, "-m", "nemo_cdt.nemo.train", str(tmp_path / "run/config.yaml")]
+    command = [sys.executable, "-m", "nemo_cdt.training", str(tmp_path / "run/config.yaml")]
     with (
         (tmp_path / "said").open("w") as said,
         subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True) as training,

@@ -29,7 +29,7 @@ from nemo_cdt.utils.sigterm import told_by_sigterm
 from nemo_cdt.utils.user_errors import FAILED, fail
 from nemo_cdt.validation import check_output, check_unused, logger_blockers
 
-TRAIN = "nemo_cdt.nemo.train"
+TRAIN = "nemo_cdt.training"
 BEFORE_TRAINING = (
     *("init", ".init.lock", "tokenizer", ".tokenizer.lock", "key_tokens.npz", ".key_tokens.lock", "index"),
     *("tensorboard", "wandb", "mlflow", IDS, RUN_ID, "versions.json", "data.json"),
@@ -73,7 +73,7 @@ def _train(config: Config) -> None:
         remember(Job(config.launcher, config.output, this_process()))
         print(f"\n{config.name}, in {config.output}", *_table(describe(config)), sep="\n  ", flush=True)
         if config.trainer.world_size == 1 and not config.launcher.max_restarts:
-            from nemo_cdt.nemo.train import train
+            from nemo_cdt.training import train
 
             train(config)
         else:

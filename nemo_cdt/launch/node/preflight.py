@@ -22,9 +22,9 @@ from nemo_cdt.config import Accelerator, Config, load, save
 from nemo_cdt.config.launcher import Launcher
 from nemo_cdt.config.resumption import earlier_attempt, require_same_run
 from nemo_cdt.doctor import training_blockers
-from nemo_cdt.nemo.versions import versions
 from nemo_cdt.utils.user_errors import first_line
 from nemo_cdt.validation import check_files, check_places, check_unused, logger_blockers, require_same_data
+from nemo_cdt.versions import versions
 
 TIMEOUT = timedelta(minutes=5)
 FREE_GIB = 1

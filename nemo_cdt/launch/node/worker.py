@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def train(file: Path) -> None:
-    from nemo_cdt.nemo import train as training
+    from nemo_cdt import training
 
     with reported():
         from nemo_cdt.launch.node.preflight import preflight

@@ -1,6 +1,6 @@
-"""One training run: from a validated configuration to a NeMo trainer, and its files in OUTPUT.
+"""One training run: from a validated configuration to what trains it, and its files in OUTPUT.
 
-Run as a module by torchrun, one process a device:  python -m nemo_cdt.nemo.train OUTPUT/config.yaml
+Run as a module by torchrun, one process a device:  python -m nemo_cdt.training OUTPUT/config.yaml
 
 Imports nothing heavy by itself: Megatron's checkpoint writer starts a process that imports the main module again.
 """
@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nemo_cdt.config import Accelerator, Config, load
-from nemo_cdt.nemo import console
+from nemo_cdt import console
+from nemo_cdt.config import Accelerator, Config, Framework, load
+from nemo_cdt.frameworks import framework_of
 from nemo_cdt.utils.parent_watchdog import end_with_launcher
 from nemo_cdt.utils.streams import sound_streams
 from nemo_cdt.utils.user_errors import reported
@@ -63,9 +64,15 @@ def _devices(on_gpu: bool) -> Iterator[None]:
 
 
 def _fit(config: Config, on_gpu: bool) -> None:
-    from nemo_cdt.nemo import assemble  # megatron and nemo must first be imported inside `_devices`
+    # megatron and what drives it must first be imported inside `_devices`
+    if framework_of(config) is Framework.bridge:
+        from nemo_cdt.bridge import fit
 
-    assemble.fit(config, on_gpu)
+        fit.fit(config, on_gpu)
+    else:
+        from nemo_cdt.nemo import assemble
+
+        assemble.fit(config, on_gpu)
 
 
 def main() -> None:
