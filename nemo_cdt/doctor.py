@@ -12,6 +12,8 @@ from typing import Literal
 
 from packaging.version import Version
 
+from nemo_cdt.config import Framework
+
 INSTALL = "make setup in a checkout, or pip install 'nemo-cdt[nemo]'"
 GIB = 1 << 30
 
@@ -33,9 +35,9 @@ def doctor() -> int:
     return int(any(finding.status == "fail" for finding in findings))
 
 
-def training_blockers() -> list[str]:
+def training_blockers(framework: Framework = Framework.nemo) -> list[str]:
     """What a run must not start with, a line each."""
-    findings = [check() for check in (nemo_and_megatron, apex)]
+    findings = [check() for check in ((nemo_and_megatron, apex) if framework is Framework.nemo else (bridge, apex))]
     return [f"{finding.line}: {finding.remedy}" for finding in findings if finding.status == "fail"]
 
 
@@ -66,6 +68,17 @@ def nemo_and_megatron() -> Finding:
         broken = "builds no optimizer and saves no checkpoint (NVIDIA-NeMo/Speech#15458)"
         return Finding("fail", f"{line}: with it NeMo 2.7 {broken}", remedy)
     if nemo.release[:2] != (2, 7) or megatron.release[:2] != (0, 15):
+        return Finding("warn", f"{line}: untested together", remedy)
+    return Finding("ok", line)
+
+
+def bridge() -> Finding:
+    found, megatron = installed("megatron-bridge"), installed("megatron-core")
+    line = f"megatron-bridge {found}, megatron-core {megatron}"
+    if found is None:
+        return Finding("fail", f"{line}: framework=bridge needs it", "make setup FRAMEWORK=bridge")
+    if found.release[:2] != (0, 6) or megatron is None or megatron.release[:2] != (0, 19):
+        remedy = "pip install --no-deps megatron-bridge==0.6.2 megatron-core==0.19.2"
         return Finding("warn", f"{line}: untested together", remedy)
     return Finding("ok", line)
 

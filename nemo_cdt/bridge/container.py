@@ -76,6 +76,7 @@ def container_of(config: Config, provider: Any, streams: RowStreams, *, resume: 
             save=str(checkpoints),
             load=str(checkpoints) if resume else None,
             save_interval=trainer.checkpoint_interval or None,
+            most_recent_k=trainer.checkpoints_kept or -1,  # all
             ckpt_format="torch_dist",
             async_save=False,
         ),

@@ -6,6 +6,7 @@ Each check raises ValueError with one line: the values that cannot be together, 
 from functools import partial
 
 from nemo_cdt.config import Config
+from nemo_cdt.validation.framework import check_checkpoints, check_framework
 from nemo_cdt.validation.jobs import check_launcher, missing_keys
 from nemo_cdt.validation.layout import check_vocabulary, validate_layout
 from nemo_cdt.validation.loggers import check_loggers, logger_blockers
@@ -17,6 +18,7 @@ from nemo_cdt.validation.sources import check_files, require_sources
 from nemo_cdt.validation.values import validate_values
 
 __all__ = [
+    "check_checkpoints",
     "check_files",
     "check_output",
     "check_places",
@@ -46,5 +48,6 @@ def validate(config: Config, site: str = "launcher") -> None:
         partial(validate_values, config),
         partial(validate_layout, config),
         partial(check_loggers, config),
+        partial(check_framework, config),
         *sources,
     )

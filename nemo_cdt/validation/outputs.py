@@ -5,6 +5,8 @@ from pathlib import Path
 
 from nemo_cdt.config import Config
 from nemo_cdt.config.resumption import earlier_attempt, require_same_run
+from nemo_cdt.frameworks import framework_of_checkpoints
+from nemo_cdt.validation.framework import check_checkpoints
 from nemo_cdt.validation.places import check_apart, check_export, plain, require_plain
 from nemo_cdt.validation.rules import require
 from nemo_cdt.validation.same_data import require_same_data
@@ -20,11 +22,12 @@ def check_output(config: Config) -> None:
         f"output={output} already holds a run: set resume=true to continue it, or another output, or remove it",
     )
     require(
-        (output / "config.yaml").exists() or not any(output.glob("checkpoints/step=*")),
+        (output / "config.yaml").exists() or framework_of_checkpoints(output / "checkpoints") is None,
         f"output={output} has checkpoints, but no config.yaml that says of what: bring it back, or set another output",
     )
     _check_writable("output", output)
     earlier = earlier_attempt(config)
+    check_checkpoints(config)
     if earlier is not None:
         require_same_run(config, earlier)
         require_same_data(config)

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -12,9 +13,10 @@ from pathlib import Path
 import psutil
 
 from nemo_cdt.checkpoint.run_id import RUN_ID
-from nemo_cdt.config import Config, save
+from nemo_cdt.config import Config, Framework, save
 from nemo_cdt.describe import describe
 from nemo_cdt.doctor import training_blockers
+from nemo_cdt.frameworks import framework_of
 from nemo_cdt.launch.baseline import with_baseline
 from nemo_cdt.launch.home import nemo_run_home
 from nemo_cdt.launch.job import Job
@@ -44,7 +46,7 @@ def launch_local(config: Config) -> None:
     Raises:
         ValueError: where another run is in OUTPUT, or has been there since the configuration was validated.
     """
-    if blockers := [*training_blockers(), *logger_blockers(config)]:
+    if blockers := [*training_blockers(framework_of(config)), *logger_blockers(config)]:
         fail(*blockers)
     with told_by_sigterm(), held(Path(config.output)):
         check_output(config)
@@ -77,7 +79,8 @@ def _train(config: Config) -> None:
 
             train(config)
         else:
-            _train_in_processes(file, config.trainer.devices, config.launcher.max_restarts)
+            started = _by_torchrun if framework_of(config) is Framework.bridge else _train_in_processes
+            started(file, config.trainer.devices, config.launcher.max_restarts)
 
 
 def _train_in_processes(file: Path, devices: int, max_restarts: int) -> None:
@@ -103,6 +106,19 @@ def _train_in_processes(file: Path, devices: int, max_restarts: int) -> None:
         print(f"ended by {name}, as asked: what torchrun calls a failure above is that end", file=sys.stderr)
         raise SystemExit(128 + received[0])
     if not succeeded:
+        print(f"error: training in {devices} processes failed, for the reason above", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def _by_torchrun(file: Path, devices: int, max_restarts: int) -> None:
+    """The same where there is no NeMo-Run; a rank has then said by itself what was wrong."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
+    command += [f"--max-restarts={max_restarts}", "-m", TRAIN, str(file)]
+    with _signals_for_the_ranks(restarted=max_restarts > 0) as received:
+        code = subprocess.Popen(command, env=os.environ | _environment(), start_new_session=True).wait()
+    if received:
+        raise SystemExit(128 + received[0])
+    if code:
         print(f"error: training in {devices} processes failed, for the reason above", file=sys.stderr)
         raise SystemExit(1)
 

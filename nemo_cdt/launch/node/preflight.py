@@ -22,6 +22,7 @@ from nemo_cdt.config import Accelerator, Config, load, save
 from nemo_cdt.config.launcher import Launcher
 from nemo_cdt.config.resumption import earlier_attempt, require_same_run
 from nemo_cdt.doctor import training_blockers
+from nemo_cdt.frameworks import framework_of
 from nemo_cdt.utils.user_errors import first_line
 from nemo_cdt.validation import check_files, check_places, check_unused, logger_blockers, require_same_data
 from nemo_cdt.versions import versions
@@ -89,7 +90,7 @@ def _facts(config: Config, rank: int, local: int) -> dict[str, Any]:
 
 
 def _node_faults(config: Config, rank: int) -> list[str]:
-    faults = [*training_blockers(), *(logger_blockers(config) if rank == 0 else [])]  # rank 0 logs
+    faults = [*training_blockers(framework_of(config)), *(logger_blockers(config) if rank == 0 else [])]  # rank 0 logs
     try:
         check_files(config)
     except ValueError as error:
