@@ -32,6 +32,7 @@ NAMES = {
         "alignment",
         "fp8",
         "packing",
+        "frameworks",
         "checksums",
     )
 } | {"peer": "peer_hf"}
@@ -68,7 +69,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--set",
         nargs="*",
         default=[],
-        help="speed, longest, alignment, fp8, packing: overrides of the recipe, as optim.offload=0.8",
+        help="speed, longest, alignment, fp8, packing, frameworks: overrides of the recipe, as optim.offload=0.8",
     )
     return parser.parse_args(words)
 

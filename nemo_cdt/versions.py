@@ -12,6 +12,7 @@ from nemo_cdt.utils.atomic_write import atomic_write
 PACKAGES = (
     "nemo-cdt",
     "nemo-toolkit",
+    "megatron-bridge",
     "megatron-core",
     "torch",
     "transformer-engine",

@@ -11,6 +11,7 @@ import torch
 from megatron.bridge.training.callbacks import Callback, CallbackContext
 from megatron.core import parallel_state
 from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
 
 from nemo_cdt import metrics_file
 from nemo_cdt.bridge.data import RowStreams, training, validation
@@ -59,6 +60,7 @@ class Run(Callback):
         self.steps = 0
         self._file = Path(config.output, "metrics.jsonl")
         self._lines: ProgressLines | None = None
+        self._board: SummaryWriter | None = None
         self._tokens: Tensor | float = 0.0
         self._positions = 0.0
         self._chunks = 1
@@ -109,6 +111,8 @@ class Run(Callback):
         if torch.distributed.get_rank() == 0:
             metrics_file.drop_after(self._file, self.steps)
             self._lines = ProgressLines(self.steps, self.config.trainer.max_steps)
+            if self.config.logger.tensorboard.use:
+                self._board = SummaryWriter(str(self._file.with_name("tensorboard")), purge_step=self.steps + 1)
 
     def _rate(self) -> float:
         return learning_rate(self.config.optim, self.config.trainer.max_steps, self.steps)
@@ -142,7 +146,7 @@ class Run(Callback):
             if not math.isfinite(value):
                 raise TrainingFailedError(f"step {self.steps}: {said} is {value}")
         if self._lines is not None:
-            metrics_file.append(self._file, self.steps, self.metrics)
+            self._log(self.metrics)
             self._lines.step(self.steps, self.metrics | {"reduced_train_loss": self.metrics["loss"]})
 
     def on_eval_start(self, context: CallbackContext) -> None:
@@ -154,12 +158,21 @@ class Run(Callback):
         torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
         figures = {"val_loss": float(found), "val_perplexity": math.exp(float(found))}
         if self._lines is not None:
-            metrics_file.append(self._file, self.steps, figures)
+            self._log(figures)
             self._lines.validated(self.steps, figures)
 
     def on_train_end(self, context: CallbackContext) -> None:
         if self._lines is not None:
             self._lines.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _log(self, figures: dict[str, float]) -> None:
+        metrics_file.append(self._file, self.steps, figures)
+        if self._board is not None:
+            for name, value in figures.items():
+                self._board.add_scalar(name, value, self.steps)
+            self._board.flush()  # a run may end at any time
 
     def _count(self, batch: MicroBatch) -> None:
         """Once for each chunk of an interleaved pipeline."""

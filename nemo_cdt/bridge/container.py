@@ -78,6 +78,7 @@ def container_of(config: Config, provider: Any, streams: RowStreams, *, resume: 
             save_interval=trainer.checkpoint_interval or None,
             most_recent_k=trainer.checkpoints_kept or -1,  # all
             ckpt_format="torch_dist",
+            dist_ckpt_optim_fully_reshardable=True,  # a run may resume under another layout
             async_save=False,
         ),
         logger=LoggerConfig(log_interval=max(1, trainer.max_steps), tensorboard_dir=None, skip_train_metrics_log=True),

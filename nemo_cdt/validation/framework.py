@@ -28,8 +28,12 @@ def check_framework(config: Config) -> None:
             f"{key}={_spelled(value)} with {chosen}, whose front end has it not: set {key}={_spelled(only)}, or "
             "framework=nemo",
         )
-    logged = config.logger.chosen
-    require(not logged, f"logger=[{','.join(logged)}] with {chosen}, whose front end has none: set framework=nemo")
+    others = [name for name in config.logger.chosen if name != "tensorboard"]
+    require(
+        not others,
+        f"logger=[{','.join(others)}] with {chosen}, whose front end has TensorBoard alone: set logger=tensorboard, or "
+        "framework=nemo",
+    )
     require(
         config.data.name is not DataName.pretrain,
         f"data.name=pretrain with {chosen}, whose front end has not NeMo's data module: set data=prepared",
