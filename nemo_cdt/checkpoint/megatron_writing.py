@@ -1,8 +1,7 @@
 """Writes the weights of one model in Megatron's distributed format, in one process and without a model.
 
-Apart from :mod:`~nemo_cdt.checkpoint.megatron_checkpoint`, which reads it: Megatron's saving takes seconds to import,
-and asks CUDA, for which :mod:`nemo_cdt.utils.cpu` must answer on a machine without a GPU. It is not called: it has all
-tensors in memory before it writes the first. Here each is read when its turn has come.
+Apart from :mod:`~nemo_cdt.checkpoint.megatron_checkpoint`, which reads it: Megatron takes seconds to import. Its own
+saving has all tensors in memory before it writes the first; here each is read when its turn has come.
 """
 
 import os
@@ -74,7 +73,12 @@ def write(
     sums: dict[str, Sum] = {}
     with ThreadPoolExecutor(THREADS) as pool:
         paths = (folder / f"__0_{number}.distcp" for number in range(len(files)))
-        results = [*pool.map(partial(_write_file, sums), paths, files.values())]
+        try:
+            results = [*pool.map(partial(_write_file, sums), paths, files.values())]
+        except BaseException:
+            for parts in files.values():
+                parts.clear()  # so that the other threads end with the tensor that they write
+            raise
     dcp.FileSystemWriter(folder).finish(MCoreMetadata(entries, mcore_data={}), results)
     torch.save({}, folder / COMMON)
     save_config(CheckpointingConfig(FORMAT["sharded_backend"]), str(folder))
@@ -108,5 +112,6 @@ def _write_file(sums: dict[str, Sum], file: Path, parts: list[Part]) -> list[Wri
             place = _StorageInfo(file.name, start, stream.tell() - start)
             results.append(WriteResult(index, place.length, place))
         stream.flush()
-        os.fsync(stream.fileno())
+        if parts:
+            os.fsync(stream.fileno())
     return results

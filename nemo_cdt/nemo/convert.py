@@ -41,7 +41,7 @@ def convert(source: Path, destination: Path, *, sums: bool = True) -> None:
 
 
 def _cuda_answered() -> AbstractContextManager[None]:
-    """Megatron asks CUDA while it saves; where there is none, it must be first imported inside."""
+    """Where there is no GPU, Megatron must be first imported inside, for what the process may do with it later."""
     if torch.cuda.is_available():
         return nullcontext()
     from nemo_cdt.utils.cpu import cuda_on_cpu
