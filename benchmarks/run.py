@@ -34,6 +34,7 @@ NAMES = {
         "packing",
         "frameworks",
         "checksums",
+        "conversion",
     )
 } | {"peer": "peer_hf"}
 
@@ -63,6 +64,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--racy", action="store_true", help="starts: with NeMo's race")
     add("--only", help="layouts, alignment, speed: one of them, as full,none")
     add("--hf", metavar="DIR", help="fp8: a trained model, as Hugging Face keeps it, in place of random weights")
+    add("--beside", metavar="DIR", help="conversion: a checkout, whose code converts too")
     add("--longest", action="store_true", help="peer: search for the longest sequence instead")
     add("--no-optimizer", action="store_true", help="peer: passes only, where Adam's state does not fit")
     add(

@@ -276,7 +276,7 @@ def fuzz_checkpoint(checkpoint: Path, name: str, count: int) -> dict[str, int]:
 
     def read() -> None:
         verify(checkpoint, sums=name == "checksums.json")
-        megatron_checkpoint.read_weights(checkpoint, megatron_checkpoint.read_model(checkpoint))
+        dict(megatron_checkpoint.read_weights(checkpoint, megatron_checkpoint.read_model(checkpoint)))
 
     read()  # what it imports is no finding
     damaged = both(json.loads(whole), count) if name.endswith(".json") else mutations(whole, count)

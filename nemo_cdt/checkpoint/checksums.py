@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,14 @@ THREADS = 8
 
 
 class _Summing(io.FileIO):
-    """A file that leaves the sum of what was written, in ``note``, when it is closed.
+    """A file that tells the sum of what was written, when it is closed.
 
     Where somebody writes at another place than the end there is no sum, and the file is read back.
     """
 
-    def __init__(self, path: str, note: Path) -> None:
+    def __init__(self, path: str, tell: Callable[[Sum], object]) -> None:
         super().__init__(path, "wb")
-        self._note, self._sum, self._size, self._in_order = note, xxh3_128(), 0, True
+        self._tell, self._sum, self._size, self._in_order = tell, xxh3_128(), 0, True
 
     def write(self, data: Any) -> int:
         written = super().write(data)
@@ -51,9 +52,13 @@ class _Summing(io.FileIO):
 
     def close(self) -> None:
         if not self.closed and self._in_order:
-            with suppress(OSError):  # a full /tmp costs one more reading, not a checkpoint
-                self._note.write_text(f"{self._size} {self._sum.hexdigest()}")
+            self._tell((self._size, self._sum.hexdigest()))
         super().close()
+
+
+def open_summed(path: str, tell: Callable[[Sum], object]) -> io.BufferedWriter:
+    """A file to write, whose sum ``tell`` is called with when it is closed."""
+    return io.BufferedWriter(_Summing(path, tell), BLOCK)
 
 
 @contextmanager
@@ -67,12 +72,12 @@ def summed() -> Iterator[dict[str, Sum]]:
     found: dict[str, Sum] = {}
     with tempfile.TemporaryDirectory(prefix="nemo_cdt-") as notes:
 
-        def open_summed(path: str, mode: str) -> io.BufferedWriter:
+        def open_noted(path: str, mode: str) -> io.BufferedWriter:
             assert mode == "wb"
-            return io.BufferedWriter(_Summing(path, Path(notes, Path(path).name)), BLOCK)
+            return open_summed(path, partial(_note, Path(notes, Path(path).name)))
 
         # Megatron names neither its writer's class nor its `open` to its callers: the module's own name is the door.
-        filesystem_async.open = open_summed  # type: ignore[attr-defined]
+        filesystem_async.open = open_noted  # type: ignore[attr-defined]
         try:
             yield found
         finally:
@@ -80,6 +85,11 @@ def summed() -> Iterator[dict[str, Sum]]:
         for note in Path(notes).iterdir():
             size, total = note.read_text().split()
             found[note.name] = int(size), total
+
+
+def _note(file: Path, found: Sum) -> None:
+    with suppress(OSError):  # a full /tmp costs one more reading, not a checkpoint
+        file.write_text("{} {}".format(*found))
 
 
 def write_checksums(checkpoint: Path, known: Mapping[str, Sum]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nemo_cdt.checkpoint import huggingface, megatron_checkpoint
 from nemo_cdt.checkpoint.merge import base_of, read_merged
+from nemo_cdt.checkpoint.progress import shown
 from nemo_cdt.checkpoint.verification import verify
 from nemo_cdt.checkpoint.weights import to_huggingface
 
@@ -27,9 +28,10 @@ def export_huggingface(checkpoint: Path, folder: Path, *, sums: bool = True) -> 
         for each in filter(None, (checkpoint, base)):
             verify(each, sums=sums)
     model = megatron_checkpoint.read_model(checkpoint, base)
-    weights = read_merged(checkpoint, model)
+    weights = to_huggingface(read_merged(checkpoint, model), model, where=checkpoint)
     huggingface.copy_tokenizer(checkpoint / "context/tokenizer", folder)
-    huggingface.save(folder, to_huggingface(weights, model, where=checkpoint), model)
+    with shown(weights, f"{checkpoint} is exported") as read:
+        huggingface.save(folder, read, model)
 
 
 @contextmanager

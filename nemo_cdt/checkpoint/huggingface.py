@@ -2,17 +2,20 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
 from nemo_cdt.checkpoint.pretrained import INDEX, weight_files
+from nemo_cdt.checkpoint.weights import EMBEDDING, Weights
 from nemo_cdt.config import Family, Model, RopeScaling
 from nemo_cdt.config.huggingface import ARCHITECTURES, ROPE_FIELDS
 from nemo_cdt.data.tokenizer import CONFIG, of_transformers_4, read_tokenizer
@@ -46,25 +49,39 @@ CONFIGS: dict[Family, type[PretrainedConfig]] = {
 }
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors, mapped from the files and read when they are used.
+def read_weights(folder: Path) -> Weights:
+    """All tensors, each mapped from its file when it is asked for.
 
     Raises:
         ValueError: where there are no safetensors, or damaged ones.
     """
-    weights: dict[str, Tensor] = {}
+    like: dict[str, Tensor] = {}
+    files: dict[str, Path] = {}
     for file in weight_files(folder):
-        with blamed_on(file, "it is no whole safetensors file", whatever=True):
-            weights |= load_file(file)
-    return weights
+        with _opened(file) as tensors:
+            like |= {name: tensors.get_tensor(name).to("meta") for name in tensors.keys()}  # noqa: SIM118
+            files |= dict.fromkeys(tensors.keys(), file)
+
+    def read(name: str) -> Tensor:
+        with _opened(files[name]) as tensors:  # anew: as long as one is open, what was read of it counts as memory
+            return tensors.get_tensor(name)
+
+    return Weights(like, read)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    with blamed_on(file, "it is no whole safetensors file", whatever=True), safe_open(file, "pt") as tensors:
+        yield tensors
 
 
 def save(folder: Path, weights: Mapping[str, Tensor], model: Model) -> None:
     """Weights, in shards, and ``config.json``, into a folder that already holds the tokenizer, if there is one."""
-    dtype = weights["model.embed_tokens.weight"].dtype
+    weights = Weights.of(weights)
+    dtype = weights.like[EMBEDDING].dtype
     config_of(model, dtype, folder).save_pretrained(folder)
     # Without their storage, which views of one tensor share: for that they would all be put into one shard.
-    shards = split_torch_state_dict_into_shards({n: torch.empty_like(w, device="meta") for n, w in weights.items()})
+    shards = split_torch_state_dict_into_shards({n: torch.empty_like(w) for n, w in weights.like.items()})
     for file, names in shards.filename_to_tensors.items():
         save_file({name: weights[name].contiguous() for name in names}, folder / file, metadata={"format": "pt"})
     if shards.is_sharded:

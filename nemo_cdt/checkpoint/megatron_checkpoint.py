@@ -6,22 +6,21 @@ one tensor [layers, ...], and is independent of the layout (TP, PP, DP) that sav
 
 import pickle
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from nemo_cdt.checkpoint.unpickling import Reader, read_metadata, weights_only
-from nemo_cdt.checkpoint.weights import Shape, megatron_shapes, require
+from nemo_cdt.checkpoint.weights import Shape, Weights, megatron_shapes, require
 from nemo_cdt.config import Model, nemo_context
 from nemo_cdt.config.architecture import require_possible
 from nemo_cdt.utils.reading import blamed_on
-from nemo_cdt.utils.user_errors import first_line
 
 PREFIX = "module."
 EMBEDDING = "embedding.word_embeddings.weight"
@@ -38,7 +37,7 @@ def read_model(checkpoint: Path, base: Path | None = None) -> Model:
     Raises:
         ValueError: for what is no finished NeMo checkpoint, or one of a model that is of no :class:`Family`.
     """
-    saved, model = _saved(base or checkpoint), nemo_context.read_model(checkpoint)
+    saved, model = _of_model(read_metadata((base or checkpoint) / "weights")), nemo_context.read_model(checkpoint)
     if EMBEDDING not in saved:
         raise ValueError(f"{checkpoint}: {EMBEDDING} is missing")
     model = replace(model, vocab_size=saved[EMBEDDING].size[0])  # NeMo may leave it to the tokenizer, and pad it
@@ -47,33 +46,77 @@ def read_model(checkpoint: Path, base: Path | None = None) -> Model:
     return model
 
 
-def read_weights(checkpoint: Path, model: Model) -> dict[str, Tensor]:
+def read_weights(checkpoint: Path, model: Model) -> Weights:
     """Under the names of :mod:`~nemo_cdt.checkpoint.weights`. No optimizer is read.
 
     Raises:
-        ValueError: unless the checkpoint holds the model's weights, all of them and nothing else.
+        ValueError: unless the checkpoint holds the model's weights, all of them and nothing else; and when one is asked
+            for that cannot be read.
     """
-    require({name: tuple(entry.size) for name, entry in _saved(checkpoint).items()}, _stacked_shapes(model), checkpoint)
-    stacked = read_tensors(checkpoint)
-    return {name: _of_layer(stacked, name) for name in megatron_shapes(model)}
+    saved = SavedTensors(checkpoint)
+    require(saved.shapes, _stacked_shapes(model), checkpoint)
+    like = {name: saved.like(name) for name in megatron_shapes(model)}
+    return Weights(like, saved.read)
 
 
-def read_tensors(checkpoint: Path) -> dict[str, Tensor]:
-    """The model's, those of all layers in one, as they were saved."""
-    stacked = {n: torch.empty(entry.size, dtype=entry.properties.dtype) for n, entry in _saved(checkpoint).items()}
-    named = {PREFIX + name: tensor for name, tensor in stacked.items()}
-    with blamed_on(checkpoint, "it cannot be read"), weights_only():
-        try:
-            dcp.load(named, storage_reader=Reader(checkpoint / "weights"), no_dist=True)
-        except (CheckpointException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(first_line(error)) from error
-    return stacked
+class SavedTensors:
+    """The model's tensors in a checkpoint, each read when it is asked for, by one thread."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._checkpoint, self._reader = checkpoint, Reader(checkpoint / "weights")
+        metadata = self._reader.read_metadata()
+        self._reader.set_up_storage_reader(metadata, is_coordinator=True)
+        self._entries = _of_model(metadata)
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Those of all layers in one, as they were saved."""
+        return {name: tuple(entry.size) for name, entry in self._entries.items()}
+
+    def like(self, name: str) -> Tensor:
+        """One of one layer, without values."""
+        key, layer = stacked_name(name)
+        entry = self._entries[key]
+        size = entry.size if layer is None else entry.size[1:]
+        return torch.empty(size, dtype=entry.properties.dtype, device="meta")
+
+    def read(self, name: str) -> Tensor:
+        """One of one layer, alone in its memory."""
+        key, _ = stacked_name(name)
+        tensor = torch.empty_like(self.like(name), device="cpu")
+        wanted = chunk_of(name, tensor)
+        with blamed_on(self._checkpoint, "it cannot be read"), weights_only():
+            items = create_read_items_for_chunk_list(PREFIX + key, self._entries[key], [wanted])
+            try:
+                self._reader.read_data(LoadPlan(items), _Into(tensor.view(wanted.sizes)))
+            except (AssertionError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+                raise ValueError(first_line(error)) from error
+        return tensor
+
+
+class _Into(dcp.DefaultLoadPlanner):
+    """Puts what is read into one tensor."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()
+        self._tensor = tensor
+
+    def resolve_tensor(self, read_item: ReadItem) -> Tensor:
+        starts = zip(read_item.dest_offsets, read_item.lengths, strict=True)
+        return self._tensor[tuple(slice(start, start + length) for start, length in starts)]
 
 
 def stacked_name(name: str) -> tuple[str, int | None]:
     """The tensor of all layers that holds this one, and the layer."""
     match = re.fullmatch(r"decoder\.layers\.(\d+)\.(.+)", name)
     return (f"decoder.layers.{match[2]}", int(match[1])) if match else (name, None)
+
+
+def chunk_of(name: str, tensor: Tensor) -> ChunkStorageMetadata:
+    """The place of this tensor in that of all layers."""
+    _, layer = stacked_name(name)
+    sizes = tensor.shape if layer is None else torch.Size([1, *tensor.shape])
+    return ChunkStorageMetadata(torch.Size([layer or 0, *[0] * (len(sizes) - 1)]), sizes)
 
 
 def _stacked_shapes(model: Model) -> dict[str, Shape]:
@@ -84,13 +127,8 @@ def _stacked_shapes(model: Model) -> dict[str, Shape]:
     return shapes
 
 
-def _of_layer(stacked: Mapping[str, Tensor], name: str) -> Tensor:
-    key, layer = stacked_name(name)
-    return stacked[key] if layer is None else stacked[key][layer]
-
-
-def _saved(checkpoint: Path) -> dict[str, TensorStorageMetadata]:
+def _of_model(metadata: Metadata) -> dict[str, TensorStorageMetadata]:
     """The model's tensors, without their values."""
-    entries = read_metadata(checkpoint / "weights").state_dict_metadata
-    tensors = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+    entries = metadata.state_dict_metadata.items()
+    tensors = {name: entry for name, entry in entries if isinstance(entry, TensorStorageMetadata)}
     return {name.removeprefix(PREFIX): entry for name, entry in tensors.items() if name.startswith(PREFIX)}

@@ -1,25 +1,47 @@
 """Writes the weights of one model in Megatron's distributed format, in one process and without a model.
 
-Apart from :mod:`~nemo_cdt.checkpoint.megatron_checkpoint`, which reads it: Megatron's saving takes seconds to import,
-and asks CUDA, for which :mod:`nemo_cdt.utils.cpu` must answer on a machine without a GPU.
+Apart from :mod:`~nemo_cdt.checkpoint.megatron_checkpoint`, which reads it: Megatron takes seconds to import. Its own
+saving has all tensors in memory before it writes the first; here each is read when its turn has come.
 """
 
+import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
+import torch.distributed.checkpoint as dcp
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies.torch import MCoreMetadata
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.storage import WriteResult
 
-from nemo_cdt.checkpoint.checksums import summed, write_checksums
-from nemo_cdt.checkpoint.megatron_checkpoint import LINEAR, PREFIX, QK_NORMS, stacked_name
-from nemo_cdt.checkpoint.writer import start_writer
+from nemo_cdt.checkpoint.checksums import open_summed, write_checksums
+from nemo_cdt.checkpoint.megatron_checkpoint import LINEAR, PREFIX, QK_NORMS, chunk_of, stacked_name
+from nemo_cdt.checkpoint.sums import Sum
+from nemo_cdt.checkpoint.unpickling import COMMON, FORMAT
+from nemo_cdt.checkpoint.weights import Weights
 from nemo_cdt.config import Model
+
+THREADS = 4
+"""That write at once. Each holds one tensor, and what it is made of."""
 
 WriteContext = Callable[[Path, Model, Path], None]
 """Writes ``context/`` of a model, with the tokenizer that may be in a folder. A front end's work: it imports NeMo."""
+
+Part = tuple[MetadataIndex, Callable[[], object]]
+"""What is written at once: where it belongs, and how it is made."""
 
 
 def write(
@@ -27,45 +49,69 @@ def write(
 ) -> None:
     """``checkpoint`` as NeMo would save it, without an optimizer; it also loads where Transformer Engine is.
 
+    Each layer has a file of its own, and what belongs to none the first.
+
     Args:
-        weights: under the names of :mod:`~nemo_cdt.checkpoint.weights`.
+        weights: under the names of :mod:`~nemo_cdt.checkpoint.weights`. Each is asked for once, by any of the threads.
         tokenizer: a folder that may hold a tokenizer.
     """
-    # The context first: it imports NeMo, whose torch.compile at import fails once a process group was made on a CPU.
     write_context(checkpoint / "context", model, tokenizer)
-    (checkpoint / "weights").mkdir()
-    sharded = {name: _sharded(name, tensor, model.num_layers) for name, tensor in weights.items()}
-    with _one_process(), summed() as sums:
-        start_writer()
-        dist_checkpointing.save(sharded | _extra_states(model), str(checkpoint / "weights"))
+    folder = checkpoint / "weights"
+    folder.mkdir()
+    weights = Weights.of(weights)
+    entries: dict[str, Any] = {}
+    files: dict[int | None, list[Part]] = defaultdict(list)
+    for name, like in weights.like.items():
+        key, layer = stacked_name(name)
+        chunk, size = chunk_of(name, like), like.shape if layer is None else torch.Size([model.num_layers, *like.shape])
+        entry = entries.setdefault(PREFIX + key, TensorStorageMetadata(TensorProperties(like.dtype), size, []))
+        entry.chunks.append(chunk)
+        files[layer].append((MetadataIndex(PREFIX + key, chunk.offsets), partial(_read, weights, name, chunk.sizes)))
+    for layer, key in _extra_states(model):
+        entries[key] = BytesStorageMetadata()
+        files[layer].append((MetadataIndex(key), lambda: [torch.empty(0, dtype=torch.uint8)]))
+    sums: dict[str, Sum] = {}
+    with ThreadPoolExecutor(THREADS) as pool:
+        paths = (folder / f"__0_{number}.distcp" for number in range(len(files)))
+        try:
+            results = [*pool.map(partial(_write_file, sums), paths, files.values())]
+        except BaseException:
+            for parts in files.values():
+                parts.clear()  # so that the other threads end with the tensor that they write
+            raise
+    dcp.FileSystemWriter(folder).finish(MCoreMetadata(entries, mcore_data={}), results)
+    torch.save({}, folder / COMMON)
+    save_config(CheckpointingConfig(FORMAT["sharded_backend"]), str(folder))
     write_checksums(checkpoint, sums)
 
 
-def _sharded(name: str, tensor: Tensor, layers: int) -> ShardedTensor:
-    key, layer = stacked_name(name)
-    if layer is None:
-        return ShardedTensor.from_rank_offsets(PREFIX + key, tensor)
-    return ShardedTensor.from_rank_offsets(PREFIX + key, tensor, (0, layer, layers), prepend_axis_num=1)
+def _read(weights: Weights, name: str, size: torch.Size) -> Tensor:
+    tensor = weights[name]
+    shared = tensor.untyped_storage().nbytes() != tensor.nbytes  # by a file, all of which would be written
+    return (tensor.clone() if shared else tensor).view(size)
 
 
-def _extra_states(model: Model) -> dict[str, ShardedObject]:
-    """Empty ones: what Transformer Engine's modules have without FP8, and refuse to be loaded without."""
-    layers, modules = model.num_layers, LINEAR + (QK_NORMS if model.qk_norm else ())
-    places = [(f"{PREFIX}decoder.layers.{module}", layer, layers) for module in modules for layer in range(layers)]
-    places.append((f"{PREFIX}decoder.final_layernorm", 0, 1))
-    return {
-        f"{module}.{index}": ShardedObject(
-            f"{module}._extra_state", torch.empty(0, dtype=torch.uint8), global_shape=(size,), global_offset=(index,)
-        )
-        for module, index, size in places
-    }
+def _extra_states(model: Model) -> Iterator[tuple[int | None, str]]:
+    """Of which layers, and their keys. Empty ones: Transformer Engine's modules refuse to be loaded without."""
+    for module in LINEAR + (QK_NORMS if model.qk_norm else ()):
+        for layer in range(model.num_layers):
+            yield layer, _key(f"decoder.layers.{module}", layer, model.num_layers)
+    yield None, _key("decoder.final_layernorm", 0, 1)
 
 
-@contextmanager
-def _one_process() -> Iterator[None]:
-    """What Megatron's saving asks of torch.distributed, whatever this process will be part of later."""
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        torch.distributed.destroy_process_group()
+def _key(module: str, place: int, places: int) -> str:
+    return ShardedObject(f"{PREFIX}{module}._extra_state", None, (places,), (place,)).unique_key
+
+
+def _write_file(sums: dict[str, Sum], file: Path, parts: list[Part]) -> list[WriteResult]:
+    results = []
+    with open_summed(str(file), lambda found: sums.update({file.name: found})) as stream:
+        for index, make in parts:
+            start = stream.tell()
+            torch.save(make(), stream)
+            place = _StorageInfo(file.name, start, stream.tell() - start)
+            results.append(WriteResult(index, place.length, place))
+        stream.flush()
+        if parts:
+            os.fsync(stream.fileno())
+    return results

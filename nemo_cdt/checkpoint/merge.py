@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from nemo_cdt.checkpoint import megatron_checkpoint
-from nemo_cdt.checkpoint.weights import Shape, megatron_shapes, require
+from nemo_cdt.checkpoint.megatron_checkpoint import SavedTensors
+from nemo_cdt.checkpoint.weights import Shape, Weights, megatron_shapes, require
 from nemo_cdt.config import Model, nemo_context
 from nemo_cdt.utils.reading import entry, read_json
 
@@ -27,7 +28,7 @@ def base_of(checkpoint: Path) -> Path | None:
     return base
 
 
-def read_merged(checkpoint: Path, model: Model) -> dict[str, Tensor]:
+def read_merged(checkpoint: Path, model: Model) -> Weights:
     """As :func:`megatron_checkpoint.read_weights`; of a LoRA checkpoint W + alpha / rank * B A, in the precision of W.
 
     Raises:
@@ -35,21 +36,27 @@ def read_merged(checkpoint: Path, model: Model) -> dict[str, Tensor]:
     """
     base = base_of(checkpoint)
     weights = megatron_checkpoint.read_weights(base or checkpoint, model)
-    if base:
-        _merge(weights, checkpoint, model)
-    return weights
+    return _merged(weights, checkpoint, model) if base else weights
 
 
-def _merge(weights: dict[str, Tensor], checkpoint: Path, model: Model) -> None:
-    lora, found = _lora(checkpoint), megatron_checkpoint.read_tensors(checkpoint)
+def _merged(weights: Weights, checkpoint: Path, model: Model) -> Weights:
+    lora, adapters = _lora(checkpoint), SavedTensors(checkpoint)
     targets = [module for module in megatron_checkpoint.LINEAR if module.rpartition(".")[2] in lora["target_modules"]]
     expected = {name: shape for module in targets for name, shape in _shapes(module, lora["dim"], model).items()}
-    require({name: tuple(tensor.shape) for name, tensor in found.items()}, expected, checkpoint)
-    for module in targets:
-        a, b = (found[name].float() for name in _shapes(module, lora["dim"], model))
-        for layer in range(model.num_layers):
-            weight = weights[f"decoder.layers.{layer}.{module}.weight"]
-            weight.copy_(weight.float() + lora["alpha"] / lora["dim"] * b[layer] @ a[layer])
+    require(adapters.shapes, expected, checkpoint)
+    adapted = {f"decoder.layers.{layer}.{module}.weight" for module in targets for layer in range(model.num_layers)}
+
+    def read(name: str) -> Tensor:
+        weight = weights[name]
+        if name not in adapted:
+            return weight
+        place = name.removesuffix("weight") + "adapter"
+        a, b = (adapters.read(f"{place}.{linear}.weight").float() for linear in ("linear_in", "linear_out"))
+        merged = weight.float()
+        merged += lora["alpha"] / lora["dim"] * b @ a
+        return weight.copy_(merged)
+
+    return Weights(weights.like, read)
 
 
 def _shapes(module: str, rank: int, model: Model) -> dict[str, Shape]:

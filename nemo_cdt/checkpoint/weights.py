@@ -10,8 +10,10 @@ checkpoint, which are Transformer Engine's: layers without it, ours among them, 
 and load.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -20,6 +22,36 @@ from nemo_cdt.config import Model
 
 Shape = tuple[int, ...]
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+class Weights(Mapping[str, Tensor]):
+    """Tensors by name, each read or made anew when it is asked for, and kept by nobody: so a model streams.
+
+    ``like`` has all of them without values, on torch's meta device.
+    """
+
+    def __init__(self, like: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> None:
+        self.like, self._read = like, read
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "Weights":
+        """Of tensors that are there already."""
+        if isinstance(tensors, cls):
+            return tensors
+        return cls({name: tensor.to("meta") for name, tensor in tensors.items()}, tensors.__getitem__)
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        return {name: tuple(tensor.shape) for name, tensor in self.like.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.like)
+
+    def __len__(self) -> int:
+        return len(self.like)
 
 
 @dataclass(frozen=True)
@@ -87,34 +119,55 @@ def megatron_shapes(model: Model) -> dict[str, Shape]:
     return {block.megatron: block.shape for block in blocks(model)}
 
 
-def to_megatron(weights: Mapping[str, Tensor], model: Model, where: object = "weights") -> dict[str, Tensor]:
-    """Raises ValueError, which begins with ``where``, unless these are the model's weights, all of them and finite."""
+def to_megatron(weights: Mapping[str, Tensor], model: Model, where: object = "weights") -> Weights:
+    """The same weights as Megatron has them.
+
+    Raises:
+        ValueError: a line that begins with ``where``, unless these are the model's weights, all of them; and when one
+            is asked for that is not finite.
+    """
+    weights = Weights.of(weights)
     # Buffers that transformers saved until 4.31 and that the configuration determines.
-    weights = {name: tensor for name, tensor in weights.items() if not name.endswith("rotary_emb.inv_freq")}
-    if model.tied_embeddings and HEAD in weights:
-        weights = _without_head(weights, where)
-    require({name: tuple(tensor.shape) for name, tensor in weights.items()}, huggingface_shapes(model), where)
-    for name, tensor in weights.items():
-        if not torch.isfinite(tensor).all():
-            raise ValueError(
-                f"{where}: {name} holds NaN or infinity, which would spread to every weight: take another file"
-            )
-    return {block.megatron: block.merge(weights) for block in blocks(model)}
+    like = {name: tensor for name, tensor in weights.like.items() if not name.endswith("rotary_emb.inv_freq")}
+    if model.tied_embeddings and HEAD in like:
+        _require_same_head(weights, where)
+        del like[HEAD]
+    finite = Weights(like, lambda name: _finite(weights[name], name, where))
+    require(finite.shapes, huggingface_shapes(model), where)
+    named = {block.megatron: block for block in blocks(model)}
+    return Weights({name: block.merge(like) for name, block in named.items()}, lambda name: named[name].merge(finite))
 
 
-def _without_head(weights: dict[str, Tensor], where: object) -> dict[str, Tensor]:
+def _finite(tensor: Tensor, name: str, where: object) -> Tensor:
+    # Both are NaN where one element is. isfinite would make five bytes an element.
+    if not all(math.isfinite(end) for end in torch.aminmax(tensor)):
+        raise ValueError(
+            f"{where}: {name} holds NaN or infinity, which would spread to every weight: take another file"
+        )
+    return tensor
+
+
+def _require_same_head(weights: Weights, where: object) -> None:
     """Some tools write the head of a tied model too, which is the embedding once more."""
     if EMBEDDING in weights and not torch.equal(weights[HEAD], weights[EMBEDDING]):
         raise ValueError(
             f"{where}: config.json says tie_word_embeddings=true, but {HEAD} is not {EMBEDDING}: set it to false there"
         )
-    return {name: tensor for name, tensor in weights.items() if name != HEAD}
 
 
-def to_huggingface(weights: Mapping[str, Tensor], model: Model, where: object = "weights") -> dict[str, Tensor]:
+def to_huggingface(weights: Mapping[str, Tensor], model: Model, where: object = "weights") -> Weights:
     """Raises ValueError, which begins with ``where``, unless these are the model's weights and all of them."""
-    require({name: tuple(tensor.shape) for name, tensor in weights.items()}, megatron_shapes(model), where)
-    return {name: part for block in blocks(model) for name, part in block.split(weights[block.megatron]).items()}
+    weights = Weights.of(weights)
+    require(weights.shapes, megatron_shapes(model), where)
+    named = {block.megatron: block for block in blocks(model)}
+    place = {part: block.megatron for block in named.values() for part in block.parts}
+    like = {part: each for name, block in named.items() for part, each in block.split(weights.like[name]).items()}
+
+    @lru_cache(maxsize=1)  # who asks in order has each matrix read once
+    def split(name: str) -> dict[str, Tensor]:
+        return named[name].split(weights[name])
+
+    return Weights(like, lambda part: split(place[part])[part])
 
 
 def require(found: Mapping[str, Shape], expected: Mapping[str, Shape], where: object) -> None:

@@ -15,7 +15,8 @@ from nemo_cdt.utils.atomic_write import new_folder
 def convert(source: Path, destination: Path, *, sums: bool = True) -> None:
     """``source`` decides the direction: a Hugging Face folder, or a NeMo checkpoint such as ``checkpoints/step=99``.
 
-    Runs in one process on the CPU, with one copy of the weights in memory. Writes ``destination`` whole or not at all.
+    Runs in one process on the CPU, with few tensors, or one file of the export, in memory. Writes ``destination`` whole
+    or not at all.
 
     Args:
         sums: compare a checkpoint's files with its checksums.
@@ -40,7 +41,7 @@ def convert(source: Path, destination: Path, *, sums: bool = True) -> None:
 
 
 def _cuda_answered() -> AbstractContextManager[None]:
-    """Megatron asks CUDA while it saves; where there is none, it must be first imported inside."""
+    """Where there is no GPU, Megatron must be first imported inside, for what the process may do with it later."""
     if torch.cuda.is_available():
         return nullcontext()
     from nemo_cdt.utils.cpu import cuda_on_cpu
@@ -50,13 +51,14 @@ def _cuda_answered() -> AbstractContextManager[None]:
 
 def _import(source: Path, folder: Path) -> None:
     from nemo_cdt.checkpoint import huggingface, megatron_writing
+    from nemo_cdt.checkpoint.progress import shown
     from nemo_cdt.checkpoint.weights import to_megatron
     from nemo_cdt.config.huggingface import read_model
     from nemo_cdt.nemo.context import write_context
 
     model = read_model(source)
-    weights = to_megatron(huggingface.read_weights(source), model, where=source)
-    megatron_writing.write(folder, weights, model, source, write_context)
+    with shown(to_megatron(huggingface.read_weights(source), model, where=source), f"{source} is converted") as weights:
+        megatron_writing.write(folder, weights, model, source, write_context)
 
 
 def _export(source: Path, folder: Path, sums: bool) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from benchmarks import callbacks, checkpoint, layouts, measured, peer_hf, resume, run, runs, speed
+from benchmarks import callbacks, checkpoint, conversion, layouts, measured, peer_hf, resume, run, runs, speed
 from tests import jobs
 from tests.ranks import on_ranks
 from tests.reference import ReferenceCDT
@@ -243,6 +243,14 @@ def test_masks_of_one_precision_agree_and_each_pass_is_timed():
         assert 0.5 < row["noise_fraction"] < 1
         assert len(row["step_s"]["all"]) == 2
         assert row["step_s"]["median"] > row["detection_s"]["median"] + 0.5 * row["training_s"]["median"]
+
+
+def test_a_conversion_there_and_back_is_measured_and_the_same():
+    found = list(conversion.rows(arguments()))
+
+    assert [row["conversion"] for row in found] == ["nothing", "to NeMo", "back"]
+    assert all(0 < row["own_gib"] <= row["with_mapped_gib"] and row["cpu_seconds"] > 0 for row in found)
+    assert found[-1]["same"]
 
 
 def test_starts_agree():

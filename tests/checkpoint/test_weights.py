@@ -111,4 +111,4 @@ def test_a_weight_that_is_no_number_is_named(value):
     weights = random_weights(huggingface_shapes(MODEL))
     weights["model.layers.1.mlp.up_proj.weight"][3, 2] = value
     with pytest.raises(ValueError, match=r"folder: model\.layers\.1\.mlp\.up_proj\.weight holds NaN or infinity"):
-        to_megatron(weights, MODEL, where="folder")
+        dict(to_megatron(weights, MODEL, where="folder"))

@@ -249,6 +249,7 @@ def damaged(folder, change):
         (lambda s: s.pop("model.layers.2.mlp.up_proj.weight"), r"model\.layers\.2\.mlp\.up_proj\.weight is missing"),
         (lambda s: s.update({"model.layers.3.mlp.up_proj.weight": torch.ones(1)}), r"is no weight of this model"),
         (lambda s: s.update({"lm_head.weight": torch.ones(256, 64)}), r"lm_head\.weight is \(256, 64\) and not \(263"),
+        (lambda s: s["model.layers.1.mlp.up_proj.weight"][2].fill_(torch.nan), r"up_proj\.weight holds NaN"),
     ],
 )
 def test_a_hugging_face_folder_that_does_not_fit_leaves_nothing_behind(tmp_path, change, message):
