@@ -162,6 +162,7 @@ class Run(Callback):
             self._lines.validated(self.steps, figures)
 
     def on_train_end(self, context: CallbackContext) -> None:
+        context.state.train_state.do_valid = False  # the last step has been validated, where it was to be
         if self._lines is not None:
             self._lines.close()
         if self._board is not None:

@@ -1,5 +1,6 @@
 """From a run's configuration to Megatron-Bridge's."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,33 @@ from megatron.bridge.training.config import (
     TrainingConfig,
     ValidationConfig,
 )
+from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 
 from nemo_cdt.bridge.data import RowStreams
 from nemo_cdt.config import Config, Precision
+from nemo_cdt.megatron.torch_adam import prepare
+
+
+@dataclass(kw_only=True)
+class Loadable(OptimizerConfig):
+    """Makes an optimizer whose state can be loaded where it is torch's own Adam, too."""
+
+    def provide(
+        self,
+        model_chunks: list[Any],
+        config_overrides: Any = None,
+        use_gloo_process_groups: bool = True,
+        pg_collection: Any = None,
+    ) -> MegatronOptimizer:
+        made = get_megatron_optimizer(
+            config=self,
+            model_chunks=model_chunks,
+            config_overrides=config_overrides,
+            use_gloo_process_groups=use_gloo_process_groups,
+            pg_collection=pg_collection,
+        )
+        prepare(made)
+        return made
 
 
 def container_of(config: Config, provider: Any, streams: RowStreams, *, resume: bool, on_gpu: bool) -> ConfigContainer:
@@ -40,7 +65,7 @@ def container_of(config: Config, provider: Any, streams: RowStreams, *, resume: 
             eval_global_batch_size=of_validation,
             eval_micro_batch_size=trainer.micro_batch_size,
         ),
-        optimizer=OptimizerConfig(
+        optimizer=Loadable(
             optimizer="adam",
             lr=optim.lr,
             min_lr=optim.min_lr,

@@ -21,6 +21,7 @@ from nemo_cdt.checkpoint.weights import Shape, Weights, megatron_shapes, require
 from nemo_cdt.config import Model, nemo_context
 from nemo_cdt.config.architecture import require_possible
 from nemo_cdt.utils.reading import blamed_on
+from nemo_cdt.utils.user_errors import first_line
 
 PREFIX = "module."
 EMBEDDING = "embedding.word_embeddings.weight"

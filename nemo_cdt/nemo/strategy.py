@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from nemo import lightning as nl
 from torch import nn
@@ -17,6 +16,7 @@ from torch import nn
 from nemo_cdt.checkpoint.checksums import Sum, summed
 from nemo_cdt.checkpoint.unpickling import weights_only
 from nemo_cdt.megatron.fp8 import in_fp8
+from nemo_cdt.megatron.torch_adam import prepare
 
 
 class SynchronizedPrecision(nl.MegatronMixedPrecision):
@@ -100,27 +100,5 @@ class SynchronizedStrategy(nl.MegatronStrategy):
         if is_loading:
             for wrapped in self.optimizers:
                 megatron = wrapped.mcore_optimizer
-                for each in getattr(megatron, "chained_optimizers", [megatron]):
-                    if isinstance(each.optimizer, torch.optim.Adam):
-                        _prepare_torch_adam(each)
+                prepare(megatron)
         return super().optimizer_sharded_state_dict(is_loading, metadata)
-
-
-def _prepare_torch_adam(megatron: DistributedOptimizer) -> None:
-    """Megatron 0.15 loads the state of TE's and Apex's Adam; where neither is installed it fails on torch's.
-
-    It expects its state to be there already, gives all parameters one ``step`` tensor, which would then count once for
-    each of them, and looks for ``step`` among what was saved of a parameter, where it is not.
-    """
-    adam, set_state = megatron.optimizer, megatron._set_main_param_and_optimizer_states
-    for parameter in (p for group in adam.param_groups for p in group["params"]):
-        moments = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
-        adam.state[parameter] = {"step": torch.tensor(0.0), **moments}
-
-    def set_state_with_step(model_parameter: nn.Parameter, saved: dict[str, torch.Tensor]) -> None:
-        group, place = megatron.model_param_group_index_map[model_parameter]
-        state = adam.state[adam.param_groups[group]["params"][place]]
-        state["step"] = state["step"].clone()
-        set_state(model_parameter, saved | {"step": state["step"]})
-
-    megatron._set_main_param_and_optimizer_states = set_state_with_step
