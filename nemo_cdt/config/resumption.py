@@ -27,6 +27,7 @@ MAY_CHANGE = {
     "trainer.checkpoint_interval",
     "trainer.checkpoints_kept",
     "trainer.verify_checkpoints",
+    "trainer.checkpoint_resharding",
     "trainer.profile",
 }
 """And all of the groups ``parallel``, ``launcher``, ``logger`` and ``export``. The rest decides what is learned."""
