@@ -4,6 +4,7 @@ Apart from :mod:`~nemo_cdt.checkpoint.megatron_checkpoint`, which reads it: Mega
 and asks CUDA, for which :mod:`nemo_cdt.utils.cpu` must answer on a machine without a GPU.
 """
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 from torch import Tensor
 
-from nemo_cdt.checkpoint.checksums import summed, write_checksums
+from nemo_cdt.checkpoint.checksums import noted, noting, write_checksums
 from nemo_cdt.checkpoint.megatron_checkpoint import LINEAR, PREFIX, QK_NORMS, stacked_name
 from nemo_cdt.checkpoint.writer import start_writer
 from nemo_cdt.config import Model
@@ -35,10 +36,11 @@ def write(
     write_context(checkpoint / "context", model, tokenizer)
     (checkpoint / "weights").mkdir()
     sharded = {name: _sharded(name, tensor, model.num_layers) for name, tensor in weights.items()}
-    with _one_process(), summed() as sums:
-        start_writer()
-        dist_checkpointing.save(sharded | _extra_states(model), str(checkpoint / "weights"))
-    write_checksums(checkpoint, sums)
+    with tempfile.TemporaryDirectory(prefix="nemo_cdt-") as notes:
+        with _one_process(), noting(notes):
+            start_writer()
+            dist_checkpointing.save(sharded | _extra_states(model), str(checkpoint / "weights"))
+        write_checksums(checkpoint, noted(notes))
 
 
 def _sharded(name: str, tensor: Tensor, layers: int) -> ShardedTensor:

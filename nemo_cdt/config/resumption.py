@@ -28,6 +28,7 @@ MAY_CHANGE = {
     "trainer.checkpoints_kept",
     "trainer.verify_checkpoints",
     "trainer.checkpoint_resharding",
+    "trainer.async_save",
     "trainer.profile",
 }
 """And all of the groups ``parallel``, ``launcher``, ``logger`` and ``export``. The rest decides what is learned."""

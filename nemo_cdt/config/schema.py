@@ -340,6 +340,8 @@ class Trainer:
     """The number of newest checkpoints that are kept beside the best; 0 keeps all, for `analyze checkpoints`."""
     checkpoint_resharding: Resharding = Resharding.dp
     """What may change when a checkpoint is resumed: dp, the sizes of data and context parallelism; full, any layout."""
+    async_save: bool = True
+    """Whether training goes on while a checkpoint's files are written; the last save always waits for them."""
     profile: bool = False
     """Whether the fourth step of an attempt is traced into OUTPUT/profile."""
 

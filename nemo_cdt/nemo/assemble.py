@@ -296,7 +296,7 @@ def _strategy(config: Config, on_gpu: bool) -> SynchronizedStrategy:
         context_parallel_size=parallel.context,
         sequence_parallel=parallel.sequence,
         process_group_backend="nccl" if on_gpu else "gloo",
-        ckpt_async_save=False,
+        ckpt_async_save=config.trainer.async_save,
         ckpt_optim_fully_reshardable=config.trainer.checkpoint_resharding is Resharding.full,
         replace_progress_bar=False,
         ddp=DistributedDataParallelConfig(

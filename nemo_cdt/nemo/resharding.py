@@ -1,7 +1,7 @@
 """Under which layouts a checkpoint's optimizer loads: Megatron has two formats of its state.
 
-``fully_reshardable`` keeps it by parameter, and every rank gathers all of it to save. ``dp_reshardable`` keeps it as the
-ranks have it, cut from buckets of many parameters: any number of ranks can share a bucket, but it must be the same one.
+``fully_reshardable`` keeps it by parameter, and every rank gathers all of it to save. ``dp_reshardable`` keeps it as
+the ranks have it, in buckets of many parameters: any number of ranks can share a bucket, but it must be the same one.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ def shape(config: Config) -> dict[str, Any]:
         "parallel.pipeline": parallel.pipeline,
         "parallel.virtual_pipeline": parallel.virtual_pipeline,
         "parallel.overlap_grad_reduce": parallel.overlap_grad_reduce,
-        "data parallelism": max(SAME_BUCKETS, config.data_parallel) if parallel.overlap_grad_reduce else None,
+        "data parallelism": max(SAME_BUCKETS, config.data_parallel) if parallel.overlap_grad_reduce else SAME_BUCKETS,
     }
 
 

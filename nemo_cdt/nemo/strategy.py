@@ -1,6 +1,7 @@
 """NeMo's strategy and precision, made safe to start and to resume."""
 
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from nemo import lightning as nl
 from torch import nn
 
-from nemo_cdt.checkpoint.checksums import Sum, summed
+from nemo_cdt.checkpoint.checksums import Sum, noted, noting
 from nemo_cdt.checkpoint.unpickling import weights_only
 from nemo_cdt.megatron.fp8 import in_fp8
 from nemo_cdt.nemo.resharding import SHAPE
@@ -50,11 +51,11 @@ class SynchronizedStrategy(nl.MegatronStrategy):
     """Waits for DDP's copies, made on that side stream, before anything reads them.
 
     shape: what a checkpoint says of the layout that saved it.
-    sums: of the files that this rank wrote of the last checkpoint, by their names.
+    notes: where the sums of the files that this rank writes of the last checkpoint are left, until they are asked for.
     """
 
     shape: dict[str, Any]
-    sums: dict[str, Sum]
+    notes: tempfile.TemporaryDirectory
 
     def setup_distributed(self) -> None:
         """NeMo seeds Megatron's generators, those of dropout and of a GPU's initial weights, with 1234, always."""
@@ -90,8 +91,14 @@ class SynchronizedStrategy(nl.MegatronStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
-        with summed() as self.sums:
+        self.notes = tempfile.TemporaryDirectory(prefix="nemo_cdt-")
+        with noting(self.notes.name):
             super().save_checkpoint(checkpoint, filepath, storage_options)
+
+    def take_sums(self) -> dict[str, Sum]:
+        """Of the files that this rank has written, by their names. Once for each checkpoint."""
+        with self.notes as folder:
+            return noted(folder)
 
     def teardown(self) -> None:
         """Lets the run's weights and optimizer go, for a run after this one in the same process.
