@@ -22,7 +22,18 @@ from nemo_cdt.utils.user_errors import reported
 # Imported by name when asked for: the peer needs no NeMo.
 NAMES = {
     name: name
-    for name in ("starts", "layouts", "resume", "ceilings", "speed", "longest", "alignment", "fp8", "checksums")
+    for name in (
+        "starts",
+        "layouts",
+        "resume",
+        "ceilings",
+        "speed",
+        "longest",
+        "alignment",
+        "fp8",
+        "checksums",
+        "saves",
+    )
 } | {"peer": "peer_hf"}
 
 
@@ -57,7 +68,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--set",
         nargs="*",
         default=[],
-        help="speed, longest, alignment, fp8: overrides of the recipe, as optim.offload=0.8",
+        help="speed, longest, alignment, fp8, saves, resume: overrides of the recipe, as optim.offload=0.8",
     )
     return parser.parse_args(words)
 
