@@ -22,9 +22,9 @@ LENGTH = 8192 if on_gpu() else 1024
 def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     with runs.folder() as folder:
         whole, cut = folder / "whole", folder / "cut"
-        subprocess.run(recipe(whole), check=True)
-        at = killed(cut)
-        subprocess.run([*recipe(cut), "resume=true"], check=True)
+        subprocess.run(recipe(whole, arguments.set), check=True)
+        at = killed(cut, arguments.set)
+        subprocess.run([*recipe(cut, arguments.set), "resume=true"], check=True)
         expected, resumed = losses(whole), losses(cut)
     yield {
         "killed_after_step": at,
@@ -43,13 +43,13 @@ def overrides(output: Path) -> list[str]:
     return runs.words(runs.model(1), vocabulary, settings)
 
 
-def recipe(output: Path) -> list[str]:
-    return [sys.executable, str(ROOT / "recipes/cdt_llama31.py"), *overrides(output)]
+def recipe(output: Path, more: list[str]) -> list[str]:
+    return [sys.executable, str(ROOT / "recipes/cdt_llama31.py"), *overrides(output), *more]
 
 
-def killed(output: Path) -> int:
+def killed(output: Path, more: list[str]) -> int:
     """Trains until the first checkpoint is linked, kills it there with SIGKILL; the steps in its metrics by then."""
-    process = subprocess.Popen(recipe(output))
+    process = subprocess.Popen(recipe(output, more))
     while not (output / "checkpoints/last").exists():
         if process.poll() is not None:
             raise SystemExit(f"the run ended by itself with {process.returncode}")

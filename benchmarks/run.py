@@ -35,6 +35,7 @@ NAMES = {
         "frameworks",
         "checksums",
         "conversion",
+        "saves",
     )
 } | {"peer": "peer_hf"}
 
@@ -71,7 +72,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--set",
         nargs="*",
         default=[],
-        help="speed, longest, alignment, fp8, packing, frameworks: overrides of the recipe, as optim.offload=0.8",
+        help="speed, longest, alignment, fp8, packing, frameworks, saves, resume: overrides of the recipe",
     )
     return parser.parse_args(words)
 

@@ -47,6 +47,7 @@ def set_up() -> None:
     ours.handlers = [_AboveTheBar()] if is_first_rank() else [logging.NullHandler()]
     ours.setLevel(logging.INFO)
     ours.propagate = False
+    tqdm.get_lock()  # its first line would make it, and lose a Ctrl-C that comes meanwhile
 
 
 def is_first_rank() -> bool:

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ import lightning.pytorch as L
 import numpy as np
 import torch
 
-from nemo_cdt.config import Config, load
+from nemo_cdt.config import Config, Resharding, load
 from nemo_cdt.utils.cpu import cuda_on_cpu
 from nemo_cdt.utils.user_errors import reported
 
@@ -231,6 +232,21 @@ def train_file(file: Path) -> None:
     training.main()
 
 
+def train_on_a_slow_disk(file: Path, held: Path) -> None:
+    """:func:`train_file`, whose checkpoints are not written while ``held`` is there."""
+    with cuda_on_cpu():
+        from nemo_cdt.checkpoint import checksums
+    write = checksums._Summing.write
+
+    def written(file: Any, data: Any) -> int:
+        while held.exists():
+            time.sleep(0.01)
+        return write(file, data)
+
+    checksums._Summing.write = written
+    train_file(file)
+
+
 def launch(file: Path, environment: dict[str, str], train: str) -> None:
     """What the recipe does with a valid configuration; ``train`` is the module that its processes run."""
     from nemo_cdt.launch import launch
@@ -301,6 +317,7 @@ def newest(folder: Path) -> dict[str, str]:
 
 def train_and_read(config: Config, mutate: str | None = None) -> dict[str, Any]:
     """:func:`train`, and on rank 0 also every tensor of the checkpoint that it ends with, whole: Adam's too."""
+    config.trainer.checkpoint_resharding = Resharding.full  # the same tensors under any layout
     result = train(config, mutate)
     del result["initial"], result["final"]
     if os.environ["RANK"] == "0":

@@ -8,7 +8,6 @@ whoever can change a file can change its sum. What runs no code is :mod:`nemo_cd
 import io
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -62,29 +61,29 @@ def open_summed(path: str, tell: Callable[[Sum], object]) -> io.BufferedWriter:
 
 
 @contextmanager
-def summed() -> Iterator[dict[str, Sum]]:
-    """Within it, Megatron's writers take the sums of the ``.distcp`` files that they write, in whichever process.
+def noting(folder: str) -> Iterator[None]:
+    """Megatron's writers that start within it leave the sums of the ``.distcp`` files that they write in ``folder``.
 
-    Yields a mapping that has them, by the files' names, once the block has ended.
+    They may be other processes, and may end long after it.
     """
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
-    found: dict[str, Sum] = {}
-    with tempfile.TemporaryDirectory(prefix="nemo_cdt-") as notes:
+    def open_noted(path: str, mode: str) -> io.BufferedWriter:
+        assert mode == "wb"
+        return open_summed(path, partial(_note, Path(folder, Path(path).name)))
 
-        def open_noted(path: str, mode: str) -> io.BufferedWriter:
-            assert mode == "wb"
-            return open_summed(path, partial(_note, Path(notes, Path(path).name)))
+    # Megatron names neither its writer's class nor its `open` to its callers: the module's own name is the door.
+    filesystem_async.open = open_noted  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del filesystem_async.open  # type: ignore[attr-defined]
 
-        # Megatron names neither its writer's class nor its `open` to its callers: the module's own name is the door.
-        filesystem_async.open = open_noted  # type: ignore[attr-defined]
-        try:
-            yield found
-        finally:
-            del filesystem_async.open  # type: ignore[attr-defined]
-        for note in Path(notes).iterdir():
-            size, total = note.read_text().split()
-            found[note.name] = int(size), total
+
+def noted(folder: str) -> dict[str, Sum]:
+    """Those sums, by the files' names."""
+    found = {note.name: note.read_text().split() for note in Path(folder).iterdir()}
+    return {name: (int(size), total) for name, (size, total) in found.items()}
 
 
 def _note(file: Path, found: Sum) -> None:

@@ -28,6 +28,8 @@ MAY_CHANGE = {
     "trainer.checkpoint_interval",
     "trainer.checkpoints_kept",
     "trainer.verify_checkpoints",
+    "trainer.checkpoint_resharding",
+    "trainer.async_save",
     "trainer.profile",
 }
 """And all of the groups ``parallel``, ``launcher``, ``logger`` and ``export``. The rest decides what is learned."""

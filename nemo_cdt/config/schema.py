@@ -85,6 +85,13 @@ class FP8(StrEnum):
     both = "both"
 
 
+class Resharding(StrEnum):
+    """Which of Megatron's formats keeps the optimizer's state, and so what a resumed run may change of its layout."""
+
+    dp = "dp"
+    full = "full"
+
+
 class Schedule(StrEnum):
     cosine = "cosine"
     constant = "constant"
@@ -339,6 +346,10 @@ class Trainer:
     """Whether a checkpoint's files are compared with their checksums before it is loaded."""
     checkpoints_kept: int = 2
     """The number of newest checkpoints that are kept beside the best; 0 keeps all, for `analyze checkpoints`."""
+    checkpoint_resharding: Resharding = Resharding.dp
+    """What may change when a checkpoint is resumed: dp, the sizes of data and context parallelism; full, any layout."""
+    async_save: bool = True
+    """Whether training goes on while a checkpoint's files are written; the last save always waits for them."""
     profile: bool = False
     """Whether the fourth step of an attempt is traced into OUTPUT/profile."""
 

@@ -7,7 +7,9 @@ from nemo_cdt.config import Config
 
 @dataclass(kw_only=True, slots=True)
 class Cluster:
-    """Fractions are of ``peak_tflops``; bandwidths are one GPU's, in one direction, as a transfer achieves them."""
+    """Fractions are of ``peak_tflops``; bandwidths are one GPU's where they name no other, in one direction,
+    as a transfer achieves them.
+    """
 
     gpu: str = "h100"
     """The kind of GPU: a100, h100, h200 or b200."""
@@ -33,6 +35,8 @@ class Cluster:
     """The bandwidth from a GPU to other nodes."""
     host_gb_per_s: float = 0.0
     """The bandwidth from a GPU to the host's memory."""
+    storage_gb_per_s: float = 0.0
+    """The bandwidth from a node to the file system of checkpoints."""
 
     @property
     def memory_bytes(self) -> int:

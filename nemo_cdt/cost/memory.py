@@ -6,7 +6,7 @@ Every token is taken to be labelled. A point is the head's turn or a layer's, on
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
-from nemo_cdt.config import Config, Parallel, Precision, Recompute
+from nemo_cdt.config import Config, Parallel, Precision, Recompute, Resharding
 from nemo_cdt.cost import activations, flops
 from nemo_cdt.cost.activations import BYTES
 from nemo_cdt.objectives import objective_of
@@ -17,6 +17,11 @@ CONTEXT = 1.5 * GIB
 """CUDA's context and NCCL's buffers, which torch does not count. Assumed."""
 FRAGMENTATION = 0.03
 """Of what torch has allocated, lost between its blocks. Assumed."""
+
+COPIES = 2
+"""Of what a rank writes, at most: one to write from, and what changes meanwhile of the pages that processes share."""
+BUCKET = 40_000_000
+"""Parameters that Megatron reduces and gathers at once where it overlaps."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -102,6 +107,20 @@ def checkpoint_bytes(config: Config, *, optimizer: bool = True) -> float:
     count = stage_parameters(replace(config, parallel=Parallel()), stage=0)
     of_adam = 12 if config.trainer.precision is Precision.bf16 else 8
     return count * (BYTES[config.trainer.precision] + optimizer * of_adam)
+
+
+def saving_host_bytes(config: Config) -> float:
+    """Of one rank in its host's memory, at most, while a checkpoint is saved: see ``trainer.checkpoint_resharding``."""
+    count = max(stage_parameters(config, stage) for stage in _ends(config))
+    shards = optimizer_shards(config)
+    of_adam = 12 if config.trainer.precision is Precision.bf16 else 8
+    weights = checkpoint_bytes(config, optimizer=False) / config.trainer.world_size  # all ranks share the writing
+    written = COPIES * (count / shards * of_adam + weights)
+    if config.trainer.checkpoint_resharding is Resharding.dp:
+        return written
+    # Each of fp32 parameters and two moments is received from all, joined, and kept.
+    bucket = min(count, BUCKET) if config.parallel.overlap_grad_reduce else count
+    return 12 * count + max(8 * bucket + 12 * bucket / shards, written)
 
 
 def optimizer_shards(config: Config) -> int:

@@ -4,12 +4,13 @@ What is counted: matrix products and attention at the cluster's fractions of its
 and read each activation of a layer once forward and twice backward; the head's passes over its logits; collectives of
 tensor parallelism, none of them hidden; context-parallel exchange, of which p2p hides what attention covers; the
 pipeline's bubble; the reduction of gradients and the gathering of parameters, hidden by no computation; Adam, bound by
-memory, and for its offloaded share by the link to the host. Not counted: reading data, logging, saving, launch gaps.
+memory, and for its offloaded share by the link to the host. Not counted: reading data, logging, launch gaps. Of a
+save: copies to the host and bytes to storage, apart from steps.
 """
 
 from dataclasses import dataclass
 
-from nemo_cdt.config import Config, ContextComm, Precision, Recompute
+from nemo_cdt.config import Config, ContextComm, Precision, Recompute, Resharding
 from nemo_cdt.cost import activations, flops, memory
 from nemo_cdt.cost.cluster import Cluster
 from nemo_cdt.objectives import objective_of
@@ -55,6 +56,25 @@ def step_time(config: Config, cluster: Cluster, detection: Recompute) -> StepTim
         reduction=_reduction(config, cluster),
         optimizer=_adam(config, cluster),
     )
+
+
+@dataclass(kw_only=True, slots=True)
+class SaveTime:
+    """Seconds of one checkpoint: until its files are written, and how long of it training waits."""
+
+    written: float
+    waited: float
+
+
+def save_time(config: Config, cluster: Cluster) -> SaveTime:
+    """Copies to the host, then bytes over the bandwidth of storage; no barrier, plan or checksum."""
+    nodes = -(-cluster.gpus // cluster.gpus_per_node)
+    moved = memory.checkpoint_bytes(config) / config.trainer.world_size
+    if config.trainer.checkpoint_resharding is Resharding.full:  # every rank gets all of its stage's
+        moved = 12 * max(memory.stage_parameters(config, stage) for stage in (0, config.parallel.pipeline - 1))
+    copied = moved / (cluster.host_gb_per_s * 1e9)
+    written = copied + memory.checkpoint_bytes(config) / (nodes * cluster.storage_gb_per_s * 1e9)
+    return SaveTime(written=written, waited=copied if config.trainer.async_save else written)
 
 
 ATTENTION_SLOWER = {"forward": 1.16, "backward": 1.37}

@@ -9,10 +9,10 @@ from nemo_cdt.config import FP8, Config, DataName
 from nemo_cdt.config.launcher import LauncherName
 from nemo_cdt.cost import flops
 from nemo_cdt.cost.cluster import Cluster
-from nemo_cdt.cost.memory import GIB, checkpoint_bytes
+from nemo_cdt.cost.memory import GIB, checkpoint_bytes, saving_host_bytes
 from nemo_cdt.cost.plan import Plan
 from nemo_cdt.cost.request import Request
-from nemo_cdt.cost.steptime import mfu, own_cost, tokens_per_second
+from nemo_cdt.cost.steptime import mfu, own_cost, save_time, tokens_per_second
 from nemo_cdt.objectives import objective_of
 
 SHOWN = 16
@@ -38,6 +38,7 @@ def record(plan: Plan, cluster: Cluster) -> dict[str, Any]:
         "mlp_chunks": config.trainer.mlp_chunks,
         "detection_recompute": plan.detection if denoises else None,
         "memory_gib": {part: getattr(plan.memory, part) / GIB for part in PARTS},
+        "save": asdict(save_time(config, cluster)) | {"node_host_gib": _node_host_gib(plan, cluster)},
         "step_seconds": asdict(plan.time) | {"total": seconds},
         "tokens_per_second_per_gpu": tokens_per_second(config, seconds),
         "mfu": mfu(config, cluster, seconds),
@@ -90,6 +91,7 @@ def table(plans: list[Plan], request: Request) -> str:
                 if config.trainer.fp8 is not FP8.none
                 else []
             ),
+            _saving(plans[0], cluster),
             "",
             f"nemo-cdt train {shlex.join(command(plans[0], request))}",
         ]
@@ -145,6 +147,18 @@ def _line(rank: int, plan: Plan, cluster: Cluster) -> str:
         f"{(memory.deltas + memory.runtime) / GIB:5.1f}{memory.total / GIB:6.1f}"
         f"|{seconds:7.1f}{tokens_per_second(config, seconds):7.0f}{mfu(config, cluster, seconds):5.0%}"
     )
+
+
+def _saving(plan: Plan, cluster: Cluster) -> str:
+    seconds, size = save_time(plan.config, cluster), checkpoint_bytes(plan.config) / GIB
+    return (
+        f"A checkpoint of it has {size:.1f} GiB; saving takes up to {_node_host_gib(plan, cluster):.1f} GiB of a "
+        f"node's memory and {seconds.written:.0f} s, of which training waits {seconds.waited:.1f} s."
+    )
+
+
+def _node_host_gib(plan: Plan, cluster: Cluster) -> float:
+    return min(cluster.gpus, cluster.gpus_per_node) * saving_host_bytes(plan.config) / GIB
 
 
 def _denoises(config: Config) -> bool:

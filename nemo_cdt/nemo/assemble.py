@@ -37,11 +37,13 @@ from nemo_cdt.config import (
     Optim,
     Precision,
     Recompute,
+    Resharding,
     Schedule,
 )
 from nemo_cdt.console import is_first_rank
 from nemo_cdt.cost.memory import detection_recompute
 from nemo_cdt.data.tokenizer import load_tokenizer
+from nemo_cdt.nemo import resharding
 from nemo_cdt.nemo.callback import ObjectiveCallback, StepMetrics, Truncation
 from nemo_cdt.nemo.checkpoints import initial_checkpoint
 from nemo_cdt.nemo.convert import convert
@@ -98,6 +100,7 @@ def resumed(config: Config) -> Path | None:
     if not found:
         log.info(f"nothing to resume in {folder}: this run starts from step 0")
     else:
+        resharding.require_loadable(found, config)
         log.info(f"this run goes on from step {step_of(found)}, {found}")
     return found
 
@@ -286,15 +289,15 @@ def _validation_micro_batches(config: Config) -> int:
 
 def _strategy(config: Config, on_gpu: bool) -> SynchronizedStrategy:
     parallel = config.parallel
-    return SynchronizedStrategy(
+    strategy = SynchronizedStrategy(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
         context_parallel_size=parallel.context,
         sequence_parallel=parallel.sequence,
         process_group_backend="nccl" if on_gpu else "gloo",
-        ckpt_async_save=False,
-        ckpt_optim_fully_reshardable=True,  # a run may resume under another layout
+        ckpt_async_save=config.trainer.async_save,
+        ckpt_optim_fully_reshardable=config.trainer.checkpoint_resharding is Resharding.full,
         replace_progress_bar=False,
         ddp=DistributedDataParallelConfig(
             use_distributed_optimizer=True,
@@ -304,6 +307,8 @@ def _strategy(config: Config, on_gpu: bool) -> SynchronizedStrategy:
             check_for_nan_in_grad=False,  # TrainingLoop looks at the norm, which all ranks have
         ),
     )
+    strategy.shape = resharding.shape(config)  # no argument: NeMo writes those into each checkpoint, as it can
+    return strategy
 
 
 def _optimizer(config: Config) -> MegatronOptimizerModule:

@@ -5,8 +5,9 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from nemo import lightning as nl
 from nemo.lightning.io.pl import TrainerContext
 from nemo.lightning.pytorch.trainer import NoValOnRestartTrainingLoop
+from nemo.utils.callbacks.dist_ckpt_io import AsyncFinalizableCheckpointIO, AsyncFinalizerCallback
 from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_cdt.checkpoint.checksums import write_checksums
@@ -42,15 +44,17 @@ class TrainingLoop(NoValOnRestartTrainingLoop):
         # The ranks agree, since a signal may reach them in different steps, and each pipeline stage has its own loss.
         # Lightning would stop each at its own, and Megatron's check for NaNs the one rank that has one.
         self._preempted, failed = on_any_rank(self.trainer.received_sigterm, bool(wrong := self._not_finite()))
+        saving = [callback for callback in self.trainer.callbacks if isinstance(callback, Checkpoints)]
         if failed:
+            for callback in saving:
+                callback.finish(self.trainer)
             raise TrainingFailedError(
                 f"step {self.trainer.global_step}: {' and '.join(wrong) or 'not finite on other ranks'}"
             )
         with suppress(SIGTERMException):
             super().on_advance_end(data_fetcher)
-        for callback in self.trainer.callbacks:
-            if isinstance(callback, Checkpoints):
-                callback.after_step(self.trainer, self._preempted)
+        for callback in saving:
+            callback.after_step(self.trainer, self._preempted)
         if self._preempted:
             raise SIGTERMException
 
@@ -71,11 +75,12 @@ class TrainingLoop(NoValOnRestartTrainingLoop):
         return False
 
 
-class Checkpoints(nl.ModelCheckpoint):
+class Checkpoints(nl.ModelCheckpoint, AsyncFinalizerCallback):
     """Saves every ``interval`` steps, after the last and when preempted; keeps the ``kept`` newest (0: all) and the one
     with the lowest validation loss of those that were validated when they were saved.
 
-    NeMo's callback writes, marks what is unfinished and removes. Its own triggers are off: :class:`TrainingLoop` calls.
+    NeMo's callback writes and marks what is unfinished. Its own triggers are off: :class:`TrainingLoop` calls. So are
+    those of its AsyncFinalizerCallback, which NeMo would add, and which would finish a save in the midst of a step.
     """
 
     def __init__(self, folder: Path, interval: int, kept: int) -> None:
@@ -96,6 +101,8 @@ class Checkpoints(nl.ModelCheckpoint):
         self.kept = kept
         self.val_losses: dict[int, float] = {}
         self._random: dict[str, Any] | None = None
+        self._saving: Path | None = None
+        self._since = self._waited = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         return {"val_losses": self.val_losses, "random": randomness.states()}
@@ -115,26 +122,57 @@ class Checkpoints(nl.ModelCheckpoint):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.val_losses[trainer.global_step] = float(trainer.callback_metrics["val_loss"])
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Nothing: after the last step all was saved."""
+
     def after_step(self, trainer: L.Trainer, preempted: bool) -> None:
         step = trainer.global_step
-        if preempted or step == trainer.max_steps or (self.interval and step % self.interval == 0):
+        last = preempted or step == trainer.max_steps
+        due = last or (self.interval > 0 and step % self.interval == 0)
+        self.finish(trainer, wait=due)  # a host holds one at a time
+        if due:
             if any(on_any_rank(not math.isfinite(norm_of_weights(trainer)))):
                 raise TrainingFailedError(f"step {step}: the weights are too large or no numbers after it")
             self._save(trainer, self.folder / f"step={step}")
-            self._tidy(trainer)
+            self.finish(trainer, wait=last)
 
     def _save(self, trainer: L.Trainer, checkpoint: Path) -> None:
-        self.set_checkpoint_unfinished_marker(checkpoint, barrier_after=True)
-        try:
+        self._saving, self._since, self._waited = checkpoint, time.perf_counter(), 0.0
+        with self._waiting(checkpoint):
+            self.set_checkpoint_unfinished_marker(checkpoint, barrier_after=True)
             if trainer.is_global_zero:
                 TrainerContext.from_trainer(trainer).io_dump(checkpoint / "context", yaml_attrs=["model"])
             self._save_checkpoint(trainer, str(checkpoint))
+
+    def finish(self, trainer: L.Trainer, wait: bool = True) -> None:
+        """Makes whole what is being saved, where all ranks have written it. Collective."""
+        if self._saving is None:
+            return
+        with self._waiting(self._saving):
+            writer = trainer.strategy.checkpoint_io
+            if isinstance(writer, AsyncFinalizableCheckpointIO) and not writer.maybe_finalize_save_checkpoint(wait):
+                return
+            self._tidy(trainer)
+        for metrics in trainer.loggers:
+            metrics.log_metrics({"save_time": self._waited}, step=trainer.global_step - 1)
+        took = time.perf_counter() - self._since
+        logger.info("%s was saved in %.1f s; training waited %.1f s", self._saving.name, took, self._waited)
+        self._saving = None
+
+    @contextmanager
+    def _waiting(self, checkpoint: Path) -> Iterator[None]:
+        """Raises OSError, a line with what to do, where it cannot be written; then nothing of it is left."""
+        start = time.perf_counter()
+        try:
+            yield
         except (Exception, CheckpointException) as error:  # the second is no Exception
             free = f"{shutil.disk_usage(self.folder).free >> 20} MiB"
             shutil.rmtree(checkpoint, ignore_errors=True)  # its marker stays, for what other ranks still write
             if _could_not_write(error):
                 raise OSError(f"{checkpoint} could not be saved, with {free} free: {self._advice()}") from error
             raise
+        finally:
+            self._waited += time.perf_counter() - start
 
     def _get_finalize_save_checkpoint_callback(
         self, trainer: L.Trainer, filepath: str, global_step: int
@@ -145,7 +183,7 @@ class Checkpoints(nl.ModelCheckpoint):
         def finalize() -> None:
             everyone: list[Any] = [None] * trainer.world_size
             assert isinstance(trainer.strategy, SynchronizedStrategy)
-            torch.distributed.all_gather_object(everyone, trainer.strategy.sums)  # and so all have written
+            torch.distributed.all_gather_object(everyone, trainer.strategy.take_sums())  # and so all have written
             if trainer.is_global_zero:
                 write_checksums(Path(filepath), {name: each for sums in everyone for name, each in sums.items()})
             finish()
@@ -185,7 +223,10 @@ class Checkpoints(nl.ModelCheckpoint):
                 point(self.folder / "best", best)
         for checkpoint in finished[: -self.kept]:  # none where it is 0
             if checkpoint != best:
-                self._remove_checkpoint(trainer, str(checkpoint))
+                # not by NeMo's own, which takes the mark away while a thread still removes, where it saves so too
+                self.set_checkpoint_unfinished_marker(checkpoint, barrier_after=True)
+                trainer.strategy.remove_checkpoint(checkpoint)
+                self.remove_checkpoint_unfinished_marker(checkpoint, barrier_before=True)
 
     def _best(self, finished: list[Path]) -> Path | None:
         losses = {c: loss for c in finished if math.isfinite(loss := self.val_losses.get(step_of(c), math.nan))}

@@ -1,22 +1,26 @@
 """NeMo's strategy and precision, made safe to start and to resume."""
 
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as L
 import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from nemo import lightning as nl
 from torch import nn
 
-from nemo_cdt.checkpoint.checksums import Sum, summed
+from nemo_cdt.checkpoint.checksums import Sum, noted, noting
 from nemo_cdt.checkpoint.unpickling import weights_only
 from nemo_cdt.megatron.fp8 import in_fp8
 from nemo_cdt.megatron.torch_adam import prepare
+from nemo_cdt.nemo.resharding import SHAPE
 
 
 class SynchronizedPrecision(nl.MegatronMixedPrecision):
@@ -47,10 +51,12 @@ class SynchronizedPrecision(nl.MegatronMixedPrecision):
 class SynchronizedStrategy(nl.MegatronStrategy):
     """Waits for DDP's copies, made on that side stream, before anything reads them.
 
-    sums: of the files that this rank wrote of the last checkpoint, by their names.
+    shape: what a checkpoint says of the layout that saved it.
+    notes: where the sums of the files that this rank writes of the last checkpoint are left, until they are asked for.
     """
 
-    sums: dict[str, Sum]
+    shape: dict[str, Any]
+    notes: tempfile.TemporaryDirectory
 
     def setup_distributed(self) -> None:
         """NeMo seeds Megatron's generators, those of dropout and of a GPU's initial weights, with 1234, always."""
@@ -79,11 +85,21 @@ class SynchronizedStrategy(nl.MegatronStrategy):
                 "resume=true goes on from the checkpoint before it"
             ) from error
 
+    @torch.no_grad()  # which Megatron forgets for `dp_reshardable` alone; in fp32 what it copies into is a parameter
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any], selective_restore: bool = False) -> None:
+        super().load_optimizer_state_dict(checkpoint, selective_restore)
+
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
-        with summed() as self.sums:
+        self.notes = tempfile.TemporaryDirectory(prefix="nemo_cdt-")
+        with noting(self.notes.name):
             super().save_checkpoint(checkpoint, filepath, storage_options)
+
+    def take_sums(self) -> dict[str, Sum]:
+        """Of the files that this rank has written, by their names. Once for each checkpoint."""
+        with self.notes as folder:
+            return noted(folder)
 
     def teardown(self) -> None:
         """Lets the run's weights and optimizer go, for a run after this one in the same process.
@@ -96,9 +112,35 @@ class SynchronizedStrategy(nl.MegatronStrategy):
                     node.register_hook(print).hooks_dict_ref().clear()  # all of a node's hooks are in one dict
         super().teardown()
 
+    @property
+    def sharded_state_dict_metadata(self) -> dict[str, Any]:
+        return super().sharded_state_dict_metadata | {SHAPE: self.shape}
+
+    def setup_optimizers(self, trainer: L.Trainer) -> None:
+        super().setup_optimizers(trainer)
+        for each in self._megatron_optimizers():
+            _hide_step(each)
+
     def optimizer_sharded_state_dict(self, is_loading: bool = False, metadata: dict | None = None) -> dict[str, Any]:
         if is_loading:
             for wrapped in self.optimizers:
-                megatron = wrapped.mcore_optimizer
-                prepare(megatron)
+                prepare(wrapped.mcore_optimizer)
         return super().optimizer_sharded_state_dict(is_loading, metadata)
+
+    def _megatron_optimizers(self) -> Iterator[DistributedOptimizer]:
+        for wrapped in self.optimizers:
+            megatron = wrapped.mcore_optimizer
+            yield from getattr(megatron, "chained_optimizers", [megatron])
+
+
+def _hide_step(megatron: DistributedOptimizer) -> None:
+    """``dp_reshardable`` takes all that Adam keeps of a parameter to be as long as it. Torch's keeps its step there.
+
+    Megatron saves the step apart, with what is of no parameter.
+    """
+    states = megatron._get_main_param_and_optimizer_states
+
+    def without_step(model_parameter: nn.Parameter) -> dict[str, torch.Tensor]:
+        return {name: state for name, state in states(model_parameter).items() if name != "step"}
+
+    megatron._get_main_param_and_optimizer_states = without_step

@@ -102,7 +102,14 @@ END = (
         explanation="what it cut off, in all; once, when training ends",
     ),
 )
-COMMON = (*STEP, *VALIDATION, *END)
+SAVE = Metric(
+    name="save_time",
+    title="waiting for a checkpoint, s",
+    unit="s",
+    explanation="how long training waited for a checkpoint, in a row of its own when that is whole",
+    best="lowest",
+)
+COMMON = (*STEP, *VALIDATION, SAVE, *END)
 
 
 def figures(kind: type[Objective] | Objective) -> dict[str, Metric]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from nemo_cdt.config import Config, ContextComm, Parallel
+from nemo_cdt.config import Config, ContextComm, Packing, Parallel, Resharding
 from nemo_cdt.config.compose import compose
 from tests import jobs, llama
 from tests.families import FAMILIES
@@ -54,6 +54,7 @@ class Shared:
         folder = str(self.folder / family / "hf")
         of_init = compose([f"init.hf={folder}", "data=jsonl", "data.path=rows.jsonl"]).model  # and nothing else is said
         config.model, config.init.hf = replace(of_init, tokenizer="byte"), folder
+        config.trainer.checkpoint_resharding = Resharding.full  # the same tensors under any layout
         return config
 
     def reference(self, family: str) -> PreTrainedModel:
@@ -148,7 +149,9 @@ def split(shared: Shared) -> dict[str, list[dict[str, Any]]]:
         config = shared.config(family, name, parallel=parallel)
         config.trainer.devices = 2
         if per_row == 2:
-            config.data = replace(config.data, pack=True, seq_length=128, document_length=64)
+            config.data = replace(
+                config.data, pack=True, packing=Packing.sequential, seq_length=128, document_length=64
+            )
             config.trainer.global_batch_size = 2
         configs.append(config)
     ranks = on_ranks(train_each, 2, *configs)

@@ -9,9 +9,19 @@ from nemo_cdt.config import (
     Parallel,
     Precision,
     Recompute,
+    Resharding,
     Trainer,
 )
-from nemo_cdt.cost.memory import GIB, detection_peak, detection_recompute, peak, stage_parameters, training_peak
+from nemo_cdt.cost.memory import (
+    GIB,
+    checkpoint_bytes,
+    detection_peak,
+    detection_recompute,
+    peak,
+    saving_host_bytes,
+    stage_parameters,
+    training_peak,
+)
 from nemo_cdt.objectives import Settings
 from nemo_cdt.objectives.cdt import DetectionRecompute
 from tests.cost.models import (
@@ -198,3 +208,17 @@ def test_detection_recomputes_what_is_asked():
     config = llama(objective=settings_of(detection_recompute=DetectionRecompute.selective))
 
     assert detection_recompute(config, 1)[0] is MLP
+
+
+@pytest.mark.parametrize("layout", [{}, {"tensor": 2}, {"tensor": 2, "context": 4}])
+def test_saving_takes_two_copies_of_the_checkpoint_at_most_from_all_hosts(layout):
+    config = llama(gpus=8, **layout)
+    assert 8 * saving_host_bytes(config) == pytest.approx(2 * checkpoint_bytes(config), rel=0.001)
+
+
+def test_saving_for_any_layout_takes_the_whole_state_on_every_rank():
+    config = llama(gpus=8, tensor=2)
+    config.trainer.checkpoint_resharding = Resharding.full
+    assert saving_host_bytes(config) > 12 * stage_parameters(config, 0)
+    overlapped = replace(config, parallel=replace(config.parallel, overlap_grad_reduce=True))
+    assert 12 * stage_parameters(config, 0) < saving_host_bytes(overlapped) < saving_host_bytes(config)

@@ -114,6 +114,14 @@ def test_the_file_has_every_plan_and_each_fits(example):
         assert 1 < each["cdt_to_ce_flops"] < 2
 
 
+def test_what_a_save_takes_is_said_and_training_waits_for_less_than_all_of_it(example):
+    lines, _, written = example
+    saves = [each["save"] for each in written["plans"]]
+
+    assert all(0 < save["waited"] < save["written"] for save in saves)
+    assert f"saving takes up to {saves[0]['node_host_gib']:.1f} GiB of a node's memory and " in lines[-3]
+
+
 def test_the_command_that_is_printed_runs_the_first_plan(example, tmp_path):
     lines, _, written = example
     words = shlex.split(lines[-1])

@@ -11,13 +11,14 @@ from typing import Any
 import psutil
 import pytest
 
+from nemo_cdt.checkpoint.steps import step_of
 from nemo_cdt.config import Config, save
 from tests import jobs
 from tests.ranks import started
 from tests.resuming import assert_same, run, train
 from tests.runs import write_documents
 
-STEPS = 40
+STEPS = 80
 MARK = "TEST_OF_RANKS"
 
 
@@ -29,9 +30,9 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def two_ranks(folder: Path, documents: Path, **changes: Any) -> Config:
-    """Saves after steps 10, 20, 30 and 40, so that what comes after 10, 20 or 30 comes before the end."""
+    """Saves after steps 20, 40, 60 and 80, so that what comes after 20, 40 or 60 is before the end."""
     config = run(folder, documents, steps=STEPS, devices=2, **changes)
-    config.trainer.val_interval, config.trainer.checkpoint_interval = 0, 10
+    config.trainer.val_interval, config.trainer.checkpoint_interval = 0, 20
     return config
 
 
@@ -78,6 +79,9 @@ def test_two_ranks_go_on_after_sigkill_of_launcher_or_rank_and_after_sigterm(
         last = tmp_path / "run/checkpoints/last"
         return int(os.readlink(last).removeprefix("step=")) if last.is_symlink() else 0
 
+    def begun() -> int:
+        return max(map(step_of, (tmp_path / "run/checkpoints").glob("step=*[0-9]")))
+
     killed = launch(two_ranks(tmp_path / "run", documents))
     wait_until(lambda: done() > 0, killed)
     killed.kill()
@@ -95,8 +99,8 @@ def test_two_ranks_go_on_after_sigkill_of_launcher_or_rank_and_after_sigterm(
 
     before = done()
     preempted = launch(two_ranks(tmp_path / "run", documents, resume=True))
-    wait_until(lambda: done() > before, preempted)
-    interval = done()
+    wait_until(lambda: begun() > before, preempted)
+    interval = begun()
     preempted.terminate()
     preempted.join(timeout=300)
     assert preempted.exitcode == 143

@@ -43,7 +43,7 @@ def test_a_nan_on_one_rank_ends_all_and_the_last_good_checkpoint_stays(changes: 
     assert f"{output}/checkpoints/step=2 is the last checkpoint before it" in line
     assert kept(output) == ["step=1", "step=2"]
     rows = [json.loads(row) for row in (output / "metrics.jsonl").read_text().splitlines()]
-    assert [row["loss"] == "nan" for row in rows] == [False, False, True]
+    assert [row["loss"] == "nan" for row in rows if "loss" in row] == [False, False, True]
 
 
 def test_weights_that_the_last_step_destroys_are_not_saved_and_the_last_good_checkpoint_stays(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from nemo_cdt import config as c
 from nemo_cdt.objectives import Settings, objective_of
 from nemo_cdt.objectives.longce.objective import LongCESettings
 from tests import jobs, llama
-from tests.nemo.test_layouts import LAYOUTS, MODEL, Layout
+from tests.nemo.test_layouts import BALANCED, LAYOUTS, MODEL, Layout
 from tests.ranks import on_ranks
 from tests.reference import ReferenceCDT, ReferenceStep, cosine
 from tests.runs import VOCABULARY, settings_of, small_run, write_documents
@@ -102,7 +102,9 @@ class Shared:
 
     folder: Path
 
-    def run(self, name: str, layout: Layout, *, pack: bool = False, mutate: str | None = None) -> list[dict[str, Any]]:
+    def run(
+        self, name: str, layout: Layout, *, packing: c.Packing | None = None, mutate: str | None = None
+    ) -> list[dict[str, Any]]:
         config = small_run(
             self.folder / str(len(list(self.folder.iterdir()))),
             self.folder / "d.jsonl",
@@ -113,8 +115,9 @@ class Shared:
             init=c.Init(nemo=str(self.folder / "nemo")),
         )
         config.trainer = replace(config.trainer, devices=layout.ranks, **layout.trainer)
-        if pack:  # documents of up to 60 tokens, 2 a row
-            config.data = replace(config.data, pack=True, seq_length=128, document_length=64)
+        if packing:  # documents of 44 to 60 tokens: those of 8 rows in 4
+            length = {c.Packing.sequential: 128, c.Packing.balanced: BALANCED}[packing]
+            config.data = replace(config.data, pack=True, packing=packing, seq_length=length, document_length=64)
             config.trainer.global_batch_size = 4
         return on_ranks(jobs.train_and_read, layout.ranks, config, mutate)
 
@@ -148,30 +151,33 @@ def assert_same(ranks: list[dict[str, Any]], expected: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "layout", "pack"),
+    ("name", "layout", "packing"),
     [
-        ("longce", "CP2", False),
-        ("longce", "TP2+SP", False),
-        ("longce", "DP2 overlapped", False),
-        ("longce", "PP2", True),
-        ("longce", "full recompute", False),
-        ("cdt_longce", "PP2 interleaved", False),
-        ("cdt_longce", "CP2", True),
+        ("longce", "CP2", None),
+        ("longce", "TP2+SP", None),
+        ("longce", "DP2 overlapped", None),
+        ("longce", "PP2", c.Packing.sequential),
+        ("longce", "PP2", c.Packing.balanced),
+        ("longce", "DP2", c.Packing.balanced),
+        ("longce", "full recompute", None),
+        ("cdt_longce", "PP2 interleaved", None),
+        ("cdt_longce", "CP2", c.Packing.sequential),
+        ("cdt_longce", "CP2", c.Packing.balanced),
     ],
 )
 def test_a_layout_gives_the_answer_of_one_process(
-    name: str, layout: str, pack: bool, shared: Shared, of_one_process: dict[str, dict[str, Any]]
+    name: str, layout: str, packing: c.Packing | None, shared: Shared, of_one_process: dict[str, dict[str, Any]]
 ) -> None:
-    assert_same(shared.run(name, LAYOUTS[layout], pack=pack), of_one_process[name])
+    assert_same(shared.run(name, LAYOUTS[layout], packing=packing), of_one_process[name])
 
 
 @pytest.mark.parametrize(
-    ("mutation", "layout", "pack"),
-    [("windows_of_one_rank", "CP2", False), ("windows_across_documents", "PP2", True)],
+    ("mutation", "layout", "packing"),
+    [("windows_of_one_rank", "CP2", None), ("windows_across_documents", "PP2", c.Packing.sequential)],
 )
 def test_a_mutated_layout_is_noticed(
-    mutation: str, layout: str, pack: bool, shared: Shared, of_one_process: dict[str, dict[str, Any]]
+    mutation: str, layout: str, packing: c.Packing | None, shared: Shared, of_one_process: dict[str, dict[str, Any]]
 ) -> None:
-    ranks = shared.run("longce", LAYOUTS[layout], pack=pack, mutate=mutation)
+    ranks = shared.run("longce", LAYOUTS[layout], packing=packing, mutate=mutation)
     with pytest.raises(AssertionError):
         assert_same(ranks, of_one_process["longce"])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from nemo_cdt.config import Packing
 from nemo_cdt.data.documents import IGNORE
 from tests import jobs
 from tests.nemo.test_layouts import LAYOUTS, MODEL, Layout
@@ -35,7 +36,7 @@ def losses(folder: Path, case: str, mutate: str | None = None) -> list[tuple[flo
     config = small_run(folder / "run", folder / "d.jsonl", steps=2, beta=0.0, model=MODEL, parallel=layout.parallel)
     config.trainer = replace(config.trainer, devices=layout.ranks, **layout.trainer)
     if pack:  # at least 2 documents a row
-        config.data = replace(config.data, pack=True, seq_length=128, document_length=64)
+        config.data = replace(config.data, pack=True, packing=Packing.sequential, seq_length=128, document_length=64)
     ranks = on_ranks(jobs.train, layout.ranks, config, mutate)
     steps = [step for rank in ranks for step in rank["metrics"]]
     found = [(step["reduced_train_loss"], step["detection_loss"]) for step in steps if step["reduced_train_loss"]]
