@@ -33,7 +33,8 @@ def measured(row: Row, arguments: argparse.Namespace) -> Row:
         config = runs.configured(model, data, own, *arguments.set)
         Path(config.output).mkdir()
         train(config)
-        found = [json.loads(line) for line in Path(config.output, "metrics.jsonl").read_text().splitlines()]
+        every = map(json.loads, Path(config.output, "metrics.jsonl").read_text().splitlines())
+        found = [each for each in every if "step_time" in each]  # what a save took is a row too
     return {
         "framework": str(framework_of(config)),
         "step_s": repeated([each["step_time"] for each in found[WARM_UP:]]),
