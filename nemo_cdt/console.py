@@ -27,6 +27,8 @@ KNOWN_AND_HARMLESS = (
     "No exporters were provided",
     "recommended to use `self.log\\('val_",  # NeMo has reduced the loss, and we the rest
     "your dataloader is not resumable",  # Lightning's state of it; ours begins where the checkpoint ended
+    "is deprecated. Please use `torch.distributed",  # torch 2.13, to Megatron
+    "The .grad attribute of a Tensor that is not a leaf",  # to nemo_cdt.utils.cpu, for Megatron
     "`srun` command is available",  # no hint that a run on this machine needs
 )
 """Warnings that every run would show. One that is none of these appears."""

@@ -185,7 +185,7 @@ def _leads_a_session(process: psutil.Process) -> bool:
 CONTENTS = {
     "report.html": "the report: pictures and a token heat map, for any browser",
     "hf": "the trained model, for transformers.AutoModelForCausalLM",
-    "checkpoints": "NeMo's distributed checkpoints",
+    "checkpoints": "distributed checkpoints, Megatron's",
     "init": "the weights the run started from, to which LoRA's checkpoints refer",
     "metrics.jsonl": "the figures of every step",
     "tensorboard": "the same figures, for TensorBoard",
