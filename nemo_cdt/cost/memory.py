@@ -102,20 +102,22 @@ def stage_parameters(config: Config, stage: int) -> float:
     return model.num_layers / parallel.pipeline * layer + ends
 
 
+OF_ADAM = 12
+"""Bytes of a checkpoint for each parameter, beside its weight: an fp32 copy, also of fp32 weights, and two moments."""
+
+
 def checkpoint_bytes(config: Config, *, optimizer: bool = True) -> float:
     """On disk, of all ranks together: the weights and, with the optimizer, Adam's moments and fp32 parameters."""
     count = stage_parameters(replace(config, parallel=Parallel()), stage=0)
-    of_adam = 12 if config.trainer.precision is Precision.bf16 else 8
-    return count * (BYTES[config.trainer.precision] + optimizer * of_adam)
+    return count * (BYTES[config.trainer.precision] + optimizer * OF_ADAM)
 
 
 def saving_host_bytes(config: Config) -> float:
     """Of one rank in its host's memory, at most, while a checkpoint is saved: see ``trainer.checkpoint_resharding``."""
     count = max(stage_parameters(config, stage) for stage in _ends(config))
     shards = optimizer_shards(config)
-    of_adam = 12 if config.trainer.precision is Precision.bf16 else 8
     weights = checkpoint_bytes(config, optimizer=False) / config.trainer.world_size  # all ranks share the writing
-    written = COPIES * (count / shards * of_adam + weights)
+    written = COPIES * (count / shards * OF_ADAM + weights)
     if config.trainer.checkpoint_resharding is Resharding.dp:
         return written
     # Each of fp32 parameters and two moments is received from all, joined, and kept.

@@ -111,7 +111,9 @@ def command(plan: Plan, request: Request) -> list[str]:
     config, cluster = request.config, request.config.cluster
     missing = {
         "data.path=FILE": config.data.name is not DataName.multihop and config.data.path is None,
-        "init.hf=DIR": config.model.vocab_size is not None and config.tokenizer == "byte",  # its weights and tokenizer
+        "init.hf=DIR": config.init.hf is None
+        and config.model.vocab_size is not None
+        and config.tokenizer == "byte",  # its weights and tokenizer
         "launcher=NAME": cluster.gpus > cluster.gpus_per_node and config.launcher.name is LauncherName.local,
     }
     return [*asked, *chosen, *(name for name, is_missing in missing.items() if is_missing)]

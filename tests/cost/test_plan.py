@@ -393,3 +393,13 @@ def before_adam(config: Planned, policy: Recompute) -> Memory:
 
 def total(memory: Memory) -> float:
     return memory.allocated
+
+
+def test_a_model_that_is_named_is_not_asked_for_again(tmp_path, monkeypatch):
+    write_described(tmp_path / "model", compose_planned(["+cluster=h100", "model=llama31_8b"]).model)
+    monkeypatch.chdir(tmp_path)
+    request, found = planned("init.hf=model data=jsonl data.seq_length=8192")
+
+    words = command(found[0], request)
+    assert [word for word in words if word.startswith("init.hf=")] == ["init.hf=model"]
+    assert "data.path=FILE" in words
