@@ -19,11 +19,12 @@ def framework_of(config: Config) -> Framework:
 
 
 def is_installed(framework: Framework) -> bool:
-    package = PACKAGES[framework]
-    try:
-        return find_spec(package) is not None
-    except ModuleNotFoundError:  # of the package that it would be in
-        return False
+    """Looks for its package and imports none, not even the one that it would be in."""
+    name, _, within = PACKAGES[framework].partition(".")
+    spec = find_spec(name)
+    if spec is None or not within:
+        return spec is not None
+    return any(Path(place, within).is_dir() for place in spec.submodule_search_locations or ())
 
 
 def framework_of_checkpoints(folder: Path) -> Framework | None:

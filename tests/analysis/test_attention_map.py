@@ -79,9 +79,9 @@ def test_right_and_wrong_answers_are_apart_beside_the_base_rate():
     result = attention_map(*maps, LAYER)
 
     assert [table.rows[1][1:] for table in result.tables] == [
-        ["0.1 [0.1, 0.1]", "0.375 [0.25, 0.5]", "0.5 [0.25, 0.75]"],
-        ["0.1 [0.1, 0.1]", "0.5", "0.75"],
-        ["0.1 [0.1, 0.1]", "0.25", "0.25"],
+        ["0.1 (n=2)", "0.375 (n=2)", "0.5 (n=2)"],
+        ["0.1 (n=2)", "0.5 (n=1)", "0.75 (n=1)"],
+        ["0.1 (n=2)", "0.25 (n=1)", "0.25 (n=1)"],
     ]
     assert ("0.1", "if it were uniform: the base rate") in result.headline
     assert result.numbers["base_rate"]["supporting"]["mean"] == pytest.approx(0.1)

@@ -69,7 +69,11 @@ def check(command: str) -> None:
         ours = [word for word in rest if re.match(r"(launchers|docs|conf|benchmarks)/", word)]
         assert [word for word in ours if not (ROOT / word).exists()] == []
     elif program == "make":
-        assert [word for word in rest if f"\n{word}:" not in (ROOT / "Makefile").read_text(encoding="utf-8")] == []
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        known = [
+            f"$({word.partition('=')[0]})" in makefile if "=" in word else f"\n{word}:" in makefile for word in rest
+        ]
+        assert all(known)
     elif program == "python":
         check_script(*rest)
     else:

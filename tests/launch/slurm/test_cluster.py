@@ -17,7 +17,14 @@ ROOT = Path(__file__).parents[3]
 SMALL = (
     *("trainer.max_steps=6", "trainer.val_interval=3", "data.validation_samples=4", "trainer.checkpoint_interval=2"),
     *("data.seq_length=640", "model.hidden_size=64", "model.ffn_hidden_size=128", "model.num_layers=2"),
-    *("optim.warmup_steps=1", "compare_to=null", "report=false", "export.hf=null", "trainer.accelerator=cpu"),
+    *(
+        "optim.warmup_steps=1",
+        "trainer.async_save=false",
+        "compare_to=null",
+        "report=false",
+        "export.hf=null",
+        "trainer.accelerator=cpu",
+    ),
 )
 
 
