@@ -15,9 +15,14 @@ def describe(config: Config) -> dict[str, str]:
         "Model": f"{_model(config)}; {_weights(config)}",
         **({"LoRA": _lora(config.lora, config.model)} if config.lora.rank else {}),
         "Data": f"{data.name}{f', {data.path}' if data.path else ''}; {batch}",
-        "Steps": f"{trainer.max_steps:,}; Adam, {lr}; seed {trainer.seed}",
+        "Steps": f"{trainer.max_steps:,}; Adam, {lr}; seed {trainer.seed}{_unvalidated(config)}",
         "Layout": _layout(config),
     }
+
+
+def _unvalidated(config: Config) -> str:
+    interval, steps = config.trainer.val_interval, config.trainer.max_steps
+    return f"; no validation: trainer.val_interval={interval} is above the steps" if interval > steps else ""
 
 
 def _model(config: Config) -> str:
