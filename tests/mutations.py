@@ -254,7 +254,7 @@ def padding_is_tokens() -> None:
 
     def on_megatron_microbatch_start(metrics, step, batch):
         right(metrics, step, batch)
-        metrics._tokens = metrics._positions
+        metrics._fed._tokens = metrics._fed._positions
 
     StepMetrics.on_megatron_microbatch_start = on_megatron_microbatch_start
 

@@ -19,8 +19,9 @@ from nemo_cdt.bridge.learning_rate import learning_rate
 from nemo_cdt.config import FP8, Config, Recompute
 from nemo_cdt.data.rows import Rows
 from nemo_cdt.megatron.engine import Engine
+from nemo_cdt.megatron.fed import Fed
 from nemo_cdt.megatron.groups import Groups
-from nemo_cdt.megatron.microbatch import MicroBatch, take
+from nemo_cdt.megatron.microbatch import take
 from nemo_cdt.megatron.rows import AnyRows
 from nemo_cdt.megatron.schedule import step_by_step
 from nemo_cdt.objectives import Objective
@@ -61,15 +62,14 @@ class Run(Callback):
         self._file = Path(config.output, "metrics.jsonl")
         self._lines: ProgressLines | None = None
         self._board: SummaryWriter | None = None
-        self._tokens: Tensor | float = 0.0
-        self._positions = 0.0
+        self._fed = Fed()
         self._chunks = 1
 
     def forward_step(self, data_iterator: Iterator, model: nn.Module) -> tuple[Tensor, Callable]:
         """Megatron's, over a micro-batch of ours: in training, detection and validation alike."""
         batch = take(data_iterator)
-        if torch.is_grad_enabled() and batch.trains and "documents" in batch:
-            self._count(batch)
+        if torch.is_grad_enabled():
+            self._fed.add(batch, self._chunks)
         output = model(
             batch["tokens"], batch["position_ids"], None, labels=batch.labels(), packed_seq_params=batch.packed()
         )
@@ -121,7 +121,7 @@ class Run(Callback):
         """Sets the rate by itself: Bridge's schedules warm up and fall otherwise."""
         for group in context.optimizer.param_groups:
             group["lr"] = self._rate()
-        self._tokens, self._positions = 0.0, 0.0
+        self._fed = Fed()
         self._start = time.perf_counter()
 
     def on_train_step_end(self, context: CallbackContext) -> None:
@@ -132,7 +132,7 @@ class Run(Callback):
         )
         torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)  # the last stage has it
         seconds = time.perf_counter() - self._start
-        tokens, positions = self._of_all_ranks()
+        tokens, positions = map(float, self._fed.of_all_ranks())
         self.metrics = {
             "loss": float(found),
             "lr": rate,
@@ -174,15 +174,3 @@ class Run(Callback):
             for name, value in figures.items():
                 self._board.add_scalar(name, value, self.steps)
             self._board.flush()  # a run may end at any time
-
-    def _count(self, batch: MicroBatch) -> None:
-        """Once for each chunk of an interleaved pipeline."""
-        self._tokens = self._tokens + (batch["documents"] >= 0).sum() / self._chunks
-        self._positions += batch["documents"].numel() / self._chunks
-
-    def _of_all_ranks(self) -> tuple[float, float]:
-        device = torch.cuda.current_device()
-        counted = torch.stack([torch.as_tensor(n, device=device) for n in (self._tokens, self._positions)]).double()
-        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-        torch.distributed.all_reduce(counted, group=group)
-        return float(counted[0]), float(counted[1])

@@ -21,6 +21,7 @@ from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 
 from nemo_cdt.bridge.data import RowStreams
 from nemo_cdt.config import Config, Precision
+from nemo_cdt.megatron.settings import of_optimizer
 from nemo_cdt.megatron.torch_adam import prepare
 
 
@@ -48,7 +49,6 @@ class Loadable(OptimizerConfig):
 
 def container_of(config: Config, provider: Any, streams: RowStreams, *, resume: bool, on_gpu: bool) -> ConfigContainer:
     trainer, optim, parallel = config.trainer, config.optim, config.parallel
-    bf16 = trainer.precision is Precision.bf16
     checkpoints = Path(config.output, "checkpoints")
     of_validation = trainer.micro_batch_size * config.data_parallel
     return ConfigContainer(
@@ -65,20 +65,7 @@ def container_of(config: Config, provider: Any, streams: RowStreams, *, resume: 
             eval_global_batch_size=of_validation,
             eval_micro_batch_size=trainer.micro_batch_size,
         ),
-        optimizer=Loadable(
-            optimizer="adam",
-            lr=optim.lr,
-            min_lr=optim.min_lr,
-            weight_decay=optim.weight_decay,
-            adam_beta1=optim.beta1,
-            adam_beta2=optim.beta2,
-            adam_eps=optim.eps,
-            clip_grad=optim.clip_grad,
-            bf16=bf16,
-            fp16=False,
-            use_distributed_optimizer=True,
-            overlap_param_gather=parallel.overlap_param_gather,
-        ),
+        optimizer=Loadable(**of_optimizer(config), fp16=False),
         scheduler=SchedulerConfig(  # the rate itself is set by nemo_cdt.bridge.callbacks
             lr_decay_style="constant",
             lr_warmup_iters=0,

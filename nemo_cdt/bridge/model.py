@@ -12,8 +12,8 @@ from nemo_cdt.checkpoint.huggingface import config_of
 from nemo_cdt.config import Config, Precision
 from nemo_cdt.megatron.layers import layer_spec
 from nemo_cdt.megatron.model import adopt
-from nemo_cdt.megatron.recompute import SETTINGS
 from nemo_cdt.megatron.rope import scaled, softmax_scale
+from nemo_cdt.megatron.settings import of_model
 
 DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
 
@@ -47,35 +47,16 @@ def _settings(config: Config, on_gpu: bool) -> dict[str, Any]:
         "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline,
         "context_parallel_size": parallel.context,
         "sequence_parallel": parallel.sequence,
-        "cp_comm_type": str(parallel.context_comm),
         "pipeline_dtype": DTYPES[trainer.precision],
         "params_dtype": DTYPES[trainer.precision],
         "bf16": not plain,
-        "attention_dropout": model.attention_dropout,
-        "hidden_dropout": model.hidden_dropout,
-        "fp32_residual_connection": model.fp32_residual,
-        "calculate_per_token_loss": True,  # Megatron's other normalisation divides by each rank's own label count
-        "cross_entropy_loss_fusion": False,
-        "mlp_chunks_for_prefill": trainer.mlp_chunks,
         # Bridge's own scaling is wrong where the original length is not 8,192: see :func:`_ours`.
         "position_embedding_type": "rope",
         "rope_scaling": False,
         "yarn_rotary_scaling_factor": None,
         "softmax_scale": model.rope and softmax_scale(model.head_size, model.rope),
-        **SETTINGS[trainer.recompute],
-        **({"overlap_p2p_comm": True, "batch_p2p_comm": False} if parallel.virtual_pipeline else {}),
-        **(
-            {"variable_seq_lengths": True, "moe_token_dispatcher_type": "alltoall"}
-            if config.deals and parallel.pipeline > 1
-            else {}
-        ),
+        **of_model(config, on_gpu),
     }
-    if not on_gpu:
-        settings |= {"use_cpu_initialization": True, "deallocate_pipeline_outputs": False}
-        settings |= dict.fromkeys(
-            ("masked_softmax_fusion", "bias_activation_fusion", "bias_dropout_fusion", "gradient_accumulation_fusion"),
-            False,
-        )
     if not (on_gpu and _has_transformer_engine()):
         settings |= {"apply_rope_fusion": False, "persist_layer_norm": False}
     return settings

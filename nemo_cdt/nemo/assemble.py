@@ -43,6 +43,7 @@ from nemo_cdt.config import (
 from nemo_cdt.console import is_first_rank
 from nemo_cdt.cost.memory import detection_recompute
 from nemo_cdt.data.tokenizer import load_tokenizer
+from nemo_cdt.megatron.settings import of_optimizer
 from nemo_cdt.nemo import resharding
 from nemo_cdt.nemo.callback import ObjectiveCallback, StepMetrics, Truncation
 from nemo_cdt.nemo.checkpoints import initial_checkpoint
@@ -315,17 +316,7 @@ def _optimizer(config: Config) -> MegatronOptimizerModule:
     optim = config.optim
     return MegatronOptimizerModule(
         config=OptimizerConfig(
-            optimizer="adam",
-            lr=optim.lr,
-            min_lr=optim.min_lr,
-            weight_decay=optim.weight_decay,
-            adam_beta1=optim.beta1,
-            adam_beta2=optim.beta2,
-            adam_eps=optim.eps,
-            clip_grad=optim.clip_grad,
-            bf16=config.trainer.precision is Precision.bf16,
-            use_distributed_optimizer=True,
-            overlap_param_gather=config.parallel.overlap_param_gather,
+            **of_optimizer(config),
             **(_offloaded(config) if optim.offload else {}),
         ),
         lr_scheduler=_scheduler(optim, config.trainer.max_steps),

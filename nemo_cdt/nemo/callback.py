@@ -14,6 +14,7 @@ from nemo.lightning.megatron_parallel import MegatronStep
 
 from nemo_cdt.config import Recompute
 from nemo_cdt.megatron.engine import Engine
+from nemo_cdt.megatron.fed import Fed
 from nemo_cdt.megatron.groups import Groups
 from nemo_cdt.megatron.microbatch import MicroBatch, take
 from nemo_cdt.megatron.schedule import chunks_of, step_by_step
@@ -107,24 +108,22 @@ class StepMetrics(L.Callback):
         self.before = before
         self._told = packed
         self._start = 0.0
-        self._tokens: torch.Tensor | int = 0  # on the device
-        self._positions = 0.0
+        self._fed = Fed()
 
     def on_train_batch_start(self, *_: Any) -> None:
         self._start = time.perf_counter()
-        self._tokens, self._positions = 0, 0.0
+        self._fed = Fed()
 
     def on_megatron_microbatch_start(self, step: MegatronStep, batch: MicroBatch) -> None:
-        """All passes of a step come here, training's once for each chunk of an interleaved pipeline."""
-        if not step.forward_only and batch.trains and "documents" in batch:
-            self._tokens += (batch["documents"] >= 0).sum() / len(chunks_of(step.model))
-            self._positions += batch["documents"].numel() / len(chunks_of(step.model))
+        """All passes of a step come here, and validation's."""
+        if not step.forward_only:
+            self._fed.add(batch, len(chunks_of(step.model)))
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         step_time = time.perf_counter() - self._start
         pl_module.log("steps", float(trainer.global_step), batch_size=1)  # done by now: what a checkpoint is called by
         pl_module.log("step_time", step_time, prog_bar=True, batch_size=1)
-        tokens, positions = self._of_all_ranks(pl_module.device)
+        tokens, positions = self._fed.of_all_ranks()
         pl_module.log("padding_fraction", 1 - tokens / positions, batch_size=1)
         pl_module.log("tokens_per_second", tokens / step_time, prog_bar=True, batch_size=1)
         if not self._told:
@@ -134,13 +133,6 @@ class StepMetrics(L.Callback):
             pl_module.log("training_time", step_time - float(sum(before)), batch_size=1)
         if torch.cuda.is_available():
             pl_module.log("peak_memory_gib", torch.cuda.max_memory_allocated() / 2**30, batch_size=1)
-
-    def _of_all_ranks(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens and positions of the step, each counted once: tensor-parallel ranks and stages have copies."""
-        counted = torch.stack([torch.as_tensor(n, device=device) for n in (self._tokens, self._positions)]).double()
-        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-        torch.distributed.all_reduce(counted, group=group)
-        return counted[0], counted[1]
 
     def _tell(self, padding: float) -> None:
         self._told = True

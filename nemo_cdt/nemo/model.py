@@ -15,8 +15,8 @@ from nemo_cdt.megatron.fp8 import unsupported
 from nemo_cdt.megatron.layers import layer_spec
 from nemo_cdt.megatron.microbatch import MicroBatch, take
 from nemo_cdt.megatron.model import adopt
-from nemo_cdt.megatron.recompute import SETTINGS
 from nemo_cdt.megatron.rope import scaled, softmax_scale
+from nemo_cdt.megatron.settings import of_model
 
 _, HAVE_TRANSFORMER_ENGINE = safe_import("transformer_engine")
 
@@ -103,26 +103,16 @@ def nemo_config(config: Config, *, vocab_size: int, on_gpu: bool) -> CDTConfig:
         "add_qkv_bias": model.qkv_bias,
         "qk_layernorm": model.qk_norm,
         "window_size": model.sliding_window and [model.sliding_window - 1, 0],  # how far back and ahead
-        "attention_dropout": model.attention_dropout,
-        "hidden_dropout": model.hidden_dropout,
         "rotary_base": model.rotary_base,
         "rope_scaling": model.rope and _plain(model.rope),
         "layernorm_epsilon": model.norm_epsilon,
         "init_method_std": model.init_std,
         "share_embeddings_and_output_weights": model.tied_embeddings,
-        "fp32_residual_connection": model.fp32_residual,
         "seq_length": model.max_positions,  # what a checkpoint says of its positions; a row's length is the data's
         "vocab_size": vocab_size,
-        "calculate_per_token_loss": True,  # Megatron's other normalisation divides by each rank's own label count
-        "cross_entropy_loss_fusion": False,
-        "cp_comm_type": str(config.parallel.context_comm),
-        "mlp_chunks_for_prefill": config.trainer.mlp_chunks,  # for training too: see nemo_cdt/megatron/mlp.py
-        **SETTINGS[config.trainer.recompute],
+        **of_model(config, on_gpu),
         **({"cpu_offloading": True, "cpu_offloading_num_layers": offloaded} if offloaded else {}),
         **(_FP8 if fp8 is not FP8.none else {}),
-        **(_UNEVEN_ROWS if config.deals and config.parallel.pipeline > 1 else {}),
-        **(_INTERLEAVED if config.parallel.virtual_pipeline else {}),
-        **(_GPU_KERNELS if on_gpu else _NO_KERNELS),
     }
     if not (on_gpu and HAVE_TRANSFORMER_ENGINE):
         arguments |= {"transformer_layer_spec": layer_spec, "apply_rope_fusion": False, "persist_layer_norm": False}
@@ -135,16 +125,3 @@ def _plain(scaling: RopeScaling) -> dict[str, Any]:
 
 _FP8 = {"disable_parameter_transpose_cache": True}
 """Megatron would keep the weights in 8 bits, beside them and as they were in the first step."""
-_INTERLEAVED = {"overlap_p2p_comm": True, "batch_p2p_comm": False}
-"""With two stages a batch of sends pairs activations with gradients: Megatron asks for this, NeMo does not."""
-_UNEVEN_ROWS = {"variable_seq_lengths": True, "moe_token_dispatcher_type": "alltoall"}
-"""Pipeline stages tell each other how long a row is; Megatron then refuses its default of what no model here has."""
-_GPU_KERNELS: dict[str, bool] = {}
-_NO_KERNELS = {
-    "use_cpu_initialization": True,
-    "deallocate_pipeline_outputs": False,  # gloo sends from the tensor's own memory, after Megatron has let go of it
-    "masked_softmax_fusion": False,
-    "bias_activation_fusion": False,
-    "bias_dropout_fusion": False,
-    "gradient_accumulation_fusion": False,
-}
